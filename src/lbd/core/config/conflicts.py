@@ -1,0 +1,155 @@
+"""What cannot hold together, though each value alone is right: duplicates, families, loops.
+
+Every check is one pass with a dictionary of what was seen, so that the cost grows with the file and not
+with its square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from lbd.core.config.locate import Part, Path
+    from lbd.core.entries import IP, AddressEntry, Backend, Listen, RouteEntry, RuleEntry, Service
+
+# What IPv6 makes of a route without a metric (IP6_RT_PRIO_USER, include/net/ip6_route.h).
+IPV6_METRIC = 1024
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A value in one of the files: `file` is an index, `path` leads from the top of that file."""
+
+    file: int
+    path: Path
+
+    def __truediv__(self, step: str | int) -> Place:
+        return Place(self.file, (*self.path, step))
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A mistake before its place in the text is looked up. `also` is the other place of a conflict."""
+
+    place: Place
+    message: str
+    part: Part = "value"
+    also: Place | None = None
+
+
+Placed = Sequence[tuple[Place, T]]
+
+
+def services(entries: Placed[Service]) -> Iterator[Finding]:
+    """Find conflicts between services and inside each. A partly read service has empty fields."""
+    yield from _repeated(
+        ((place / "name", service.name) for place, service in entries if service.name),
+        "a second service of this name; names are what commands call a service",
+    )
+    yield from _listens(entries)
+    for place, service in entries:
+        yield from _backends(place / "backends", service)
+        yield from _families(place, service)
+
+
+def addresses(entries: Placed[AddressEntry]) -> Iterator[Finding]:
+    """Find addresses that are listed twice for one interface."""
+    keys = ((place / "address", (entry.address.ip, entry.interface)) for place, entry in entries)
+    return _repeated(keys, "this address is listed twice for the interface")
+
+
+def routes(entries: Placed[RouteEntry]) -> Iterator[Finding]:
+    """Find routes that the kernel would take for one: same destination, table and metric."""
+    keys = ((place / "to", (entry.to, entry.table, _metric(entry))) for place, entry in entries)
+    return _repeated(keys, "a second route to this network with the same table and metric")
+
+
+def rules(entries: Placed[RuleEntry]) -> Iterator[Finding]:
+    """Find rules that are listed twice."""
+    return _repeated(entries, "this rule is listed twice")
+
+
+def _metric(entry: RouteEntry) -> int:
+    return entry.metric or (IPV6_METRIC if entry.to.version == 6 else 0)  # noqa: PLR2004 - the IP version
+
+
+def _repeated(keys: Iterable[tuple[Place, Hashable]], message: str) -> Iterator[Finding]:
+    first: dict[Hashable, Place] = {}
+    for place, key in keys:
+        earlier = first.setdefault(key, place)
+        if earlier is not place:
+            yield Finding(place, message, also=earlier)
+
+
+def _listens(entries: Placed[Service]) -> Iterator[Finding]:
+    first: dict[Listen, tuple[Place, Service]] = {}
+    for place, service in entries:
+        for i, listen in enumerate(service.listen):
+            here = place / "listen" / i
+            there, other = first.setdefault(listen, (here, service))
+            if there is here:
+                continue
+            if other is service:
+                message = f"{listen} is listed twice"
+            elif other.interface != service.interface:
+                message = (
+                    f'{listen} is also the listen address of service "{other.name}" on another interface: '
+                    "not supported yet"
+                )
+            else:
+                message = f'{listen} is already the listen address of service "{other.name}"'
+            yield Finding(here, message, also=there)
+
+
+def _backends(place: Place, service: Service) -> Iterator[Finding]:
+    own: set[tuple[IP, int | None]] = {(listen.address, listen.port) for listen in service.listen}
+    # A backend without a port has that of each listen address, so an address that is listened on is a loop.
+    own |= {(listen.address, None) for listen in service.listen}
+    first: dict[tuple[IP, int | None], Place] = {}
+    for i, backend in enumerate(service.backends):
+        here = place / i
+        key = (backend.address, backend.port)
+        earlier = first.setdefault(key, here)
+        if earlier is not here:
+            hint = "give one a higher weight to send it more"
+            yield Finding(here, f"{backend} is listed twice; {hint}", also=earlier)
+        if key in own:
+            yield Finding(here, f"{backend} is the service's own listen address, which would be a loop")
+
+
+def _families(place: Place, service: Service) -> Iterator[Finding]:
+    if not service.listen:
+        return
+    listens: dict[int, int] = {}
+    for i, listen in enumerate(service.listen):
+        listens.setdefault(listen.address.version, i)
+    backends = {backend.address.version for backend in service.backends}
+    for i, backend in enumerate(service.backends):
+        if backend.address.version not in listens:
+            yield Finding(place / "backends" / i, _no_listen(backend, service.listen[0]))
+    for version, i in listens.items():
+        if backends and version not in backends and backends & listens.keys():
+            listen = service.listen[i]
+            message = f"{listen} is IPv{version}, and the service has no IPv{version} backend for it"
+            yield Finding(place / "listen" / i, message)
+    source = service.return_path.source
+    if source is None:
+        return
+    for version, i in listens.items():
+        if version != source.version:
+            message = (
+                f"{service.return_path} is IPv{source.version} and cannot be the source for "
+                f"{service.listen[i]}, which is IPv{version}"
+            )
+            yield Finding(place / "return_path", message, also=place / "listen" / i)
+
+
+def _no_listen(backend: Backend, listen: Listen) -> str:
+    return (
+        f"{backend} is IPv{backend.address.version}, but the service listens on "
+        f"IPv{listen.address.version} only, as {listen}; lbd does not translate between families"
+    )

@@ -1,0 +1,82 @@
+"""From findings to problems: looks up where each value stands and says whose it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from lbd.core.config.locate import Locator, Path
+from lbd.core.source import BadFileError, Problem, Source, problem, quote
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from lbd.core.config.conflicts import Finding, Place
+
+# What an entry is called by in a message.
+_CALLED_BY = {"service": "name", "address": "address", "route": "to", "rule": "priority"}
+
+
+@dataclass(frozen=True)
+class Data:
+    """A file and what TOML makes of it. No slots: the locator is kept once made."""
+
+    source: Source
+    data: dict[str, Any]
+
+    @cached_property
+    def locator(self) -> Locator:
+        """Return what finds places in this file."""
+        return Locator(self.source, self.data)
+
+
+def refusal(
+    found: Iterable[Finding], files: Sequence[Data], broken: Iterable[tuple[int, Problem]] = ()
+) -> BadFileError:
+    """Return the error for all findings, and for problems that are located already, in order of place."""
+    problems = [(finding.place.file, _problem(finding, files)) for finding in found]
+    problems.extend(broken)
+    problems.sort(key=lambda at: (at[0], at[1].line or 0, at[1].column or 0))
+    # Two checks may say the same of one place.
+    return BadFileError(dict.fromkeys(each for _, each in problems))
+
+
+def _problem(finding: Finding, files: Sequence[Data]) -> Problem:
+    file = files[finding.place.file]
+    path = finding.place.path
+    label = _label(path[:-1] if finding.part == "key" else path, file.data)
+    also = f" ({_reference(finding.also, files)})" if finding.also else ""
+    span = file.locator.find(path, finding.part)
+    return problem(file.source, span, ": ".join([*label, finding.message + also]))
+
+
+def _reference(place: Place, files: Sequence[Data]) -> str:
+    file = files[place.file]
+    span = file.locator.find(place.path)
+    return f"{file.source.path}:{span.line}" if span else file.source.path
+
+
+def _label(path: Path, data: dict[str, Any]) -> list[str]:
+    """Return `service "web"` and the keys that lead to the value, as far as the file has them."""
+    label: list[str] = []
+    here: Any = data
+    for i, step in enumerate(path):
+        try:
+            here = here[step]
+        except (KeyError, IndexError, TypeError):
+            break
+        if isinstance(step, str):
+            label.append(step)
+        elif i == 1:
+            name = (
+                here.get(_CALLED_BY[label[0]]) if isinstance(here, dict) and label[0] in _CALLED_BY else None
+            )
+            label[0] += (
+                f" {quote(name)}"
+                if isinstance(name, str)
+                else f" {name}"
+                if type(name) is int
+                else f" {step + 1}"
+            )
+    return label

@@ -1,0 +1,270 @@
+"""Reading single values: text from the file in, a typed value out.
+
+Every function raises ValueError with a message for the person who wrote the file: what was found, what was
+meant, what to do. nft accepts port 0, or a dnat to a multicast address, so these checks are the only guard.
+"""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, ip_address, ip_interface, ip_network
+from typing import TYPE_CHECKING
+
+from lbd.core.entries import IP, Backend, InterfaceAddress, Listen, Network, Protocol, ReturnPath
+from lbd.core.source import quote
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LATER = "not supported yet"
+# How a value of TOML is called in a message.
+KINDS = {bool: "true or false", int: "a number", str: "a string", list: "a list", dict: "a table"}
+HIGHEST_PORT = 65535
+# From this prefix length on every IPv4 address is a host's (RFC 3021).
+POINT_TO_POINT = 31
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+# Fewer than the kernel allows: dev_valid_name() also takes quotes, and nft reads * as a wildcard.
+_INTERFACE = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.@-]{1,15}")
+_HOST_NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})")
+_DURATION = re.compile(r"([0-9]{1,9})(ms|s|m|h)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PREFIX = re.compile(r"[0-9]{1,3}")
+
+
+def did_you_mean(word: str, choices: Sequence[str]) -> str:
+    """Return `; did you mean "x"?`, or nothing when no choice is near. Long words are not compared."""
+    near = get_close_matches(word.lower(), choices, n=1) if len(word) <= 32 else []  # noqa: PLR2004 - above
+    return f'; did you mean "{near[0]}"?' if near else ""
+
+
+def described(value: object) -> str:
+    """Return a value that is of the wrong type, in few words."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) and abs(value) < 10**20:
+        return f"the number {value}"
+    if isinstance(value, str):
+        return quote(value)
+    return KINDS.get(type(value), "a number" if isinstance(value, float) else "a date or time")
+
+
+def include_pattern(text: str) -> str:
+    """Return a pattern of file names below the directory of the main file."""
+    if not text or text.startswith("/") or "**" in text or not text.isprintable():
+        raise ValueError(
+            f'{quote(text)} is not a pattern; write names relative to this file, without "**": "lbd.d/*.toml"'
+        )
+    return text
+
+
+def choice(word: str, built: Sequence[str], later: Sequence[str] = (), kind: str = "") -> str:
+    """Return `word`, a `kind`, if it is one of `built`; those of `later` are known and refused."""
+    if word in built:
+        return word
+    listed = ", ".join(f'"{each}"' for each in built)
+    if word in later:
+        raise ValueError(f"{kind}{quote(word)} is {LATER}; choose one of {listed}")
+    raise ValueError(f"{kind}{quote(word)} is not one of {listed}{did_you_mean(word, (*built, *later))}")
+
+
+def service_name(text: str) -> str:
+    """Return a service name, which is also what commands and the journal call it."""
+    if _NAME.fullmatch(text):
+        return text
+    raise ValueError(
+        f"{quote(text)} is not a name; use 1 to 63 letters, digits, dots, underscores and dashes, "
+        "beginning with a letter or a digit"
+    )
+
+
+def interface_name(text: str) -> str:
+    """Return the name of a network interface, without wildcards."""
+    if _INTERFACE.fullmatch(text):
+        return text
+    raise ValueError(
+        f'{quote(text)} is not an interface name; use 1 to 15 letters, digits, "_", ".", "@" and "-"'
+    )
+
+
+def duration(text: str) -> float:
+    """Return seconds from "500ms", "2s", "1m" or "1h"."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError(
+            f'{quote(text)} is not a duration; write a whole number and a unit: "500ms", "2s", "1m", "1h"'
+        )
+    return int(match[1]) * _SECONDS[match[2]]
+
+
+def listen(text: str) -> Listen:
+    """Return a listen address from "192.0.2.1:80", "[2001:db8::1]:80" or either with "/udp"."""
+    body, slash, suffix = text.partition("/")
+    protocol = _protocol(suffix) if slash else "tcp"
+    host, port = _split(body)
+    if host in {"", "*", "0.0.0.0", "::"}:  # noqa: S104 - it is refused here
+        raise ValueError(f'listening on every address is {LATER}; name the address, as in "192.0.2.1:80"')
+    address = service_address(host)
+    if port is None:
+        raise ValueError(
+            f'{quote(text)} has no port; write the one that clients use: "{body}:80{slash}{suffix}"'
+        )
+    return Listen(address, port_number(port), protocol)
+
+
+def backend(text: str) -> Backend:
+    """Return a backend from "192.0.2.1:80", or "192.0.2.1" for the port of the listen address."""
+    body, slash, suffix = text.partition("/")
+    if slash:
+        hint = "a network" if suffix.isdigit() else "a protocol, which is that of the listen address"
+        raise ValueError(f"{quote(text)} has {hint}; a backend is one address and a port")
+    host, port = _split(body)
+    return Backend(service_address(host), None if port is None else port_number(port))
+
+
+def return_path(text: str) -> ReturnPath:
+    """Return the way back from "gateway", "masquerade" or "snat:203.0.113.5"."""
+    kind, colon, source = text.partition(":")
+    if kind == "snat" and colon:
+        return ReturnPath("snat", service_address(source))
+    if kind == "snat":
+        raise ValueError('"snat" needs the source address: write "snat:203.0.113.5"')
+    word = choice(text, ("gateway", "masquerade", "snat:ADDRESS"), ("direct",))
+    return ReturnPath("masquerade" if word == "masquerade" else "gateway")
+
+
+def address(text: str) -> IP:
+    """Return an IPv4 or IPv6 address of any kind, without a zone and not IPv4 in IPv6 form."""
+    if "%" in text:
+        raise ValueError(
+            f"{quote(text)} has a zone; write the address alone and the interface under its own key"
+        )
+    try:
+        found = ip_address(text)
+    except ValueError:
+        raise ValueError(_why_no_address(text)) from None
+    if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
+        raise ValueError(f"{quote(text)} is an IPv4 address in IPv6 form; write {found.ipv4_mapped}")
+    return found
+
+
+def unicast(text: str) -> IP:
+    """Return an address that one host can have."""
+    found = address(text)
+    if found.is_multicast:
+        kind = "a multicast address"
+    elif found.is_unspecified:
+        kind = "the unspecified address"
+    elif found.is_loopback:
+        kind = "a loopback address"
+    elif found == IPv4Address(0xFFFFFFFF):
+        kind = "the broadcast address"
+    elif isinstance(found, IPv4Address) and int(found) < 1 << 24:
+        kind = "an address of 0.0.0.0/8, which no host has"
+    else:
+        return found
+    raise ValueError(f"{found} is {kind}; write the address of one host on the network")
+
+
+def service_address(text: str) -> IP:
+    """Return an address for clients or backends; a link-local one of IPv6 means nothing beyond its link."""
+    found = unicast(text)
+    if isinstance(found, IPv6Address) and found.is_link_local:
+        raise ValueError(
+            f"{found} is a link-local address, which is not routed; write a global or unique local one"
+        )
+    return found
+
+
+def interface_address(text: str) -> InterfaceAddress:
+    """Return an address with the prefix of its network: "192.0.2.1/24"."""
+    host, slash, prefix = text.partition("/")
+    found = unicast(host)
+    if not slash:
+        usual = 24 if found.version == 4 else 64  # noqa: PLR2004 - the IP version
+        raise ValueError(
+            f'{quote(text)} has no prefix length; write "{found}/{usual}" if that is its network'
+        )
+    whole = ip_interface(f"{found}/{_prefix(prefix, found)}")
+    if isinstance(whole, IPv4Interface) and whole.network.prefixlen < POINT_TO_POINT:
+        reserved = {whole.network.network_address, whole.network.broadcast_address}
+        if found in reserved:
+            raise ValueError(
+                f"{whole} is the first or last address of its network, which no host has; write the host's own"
+            )
+    return whole
+
+
+def network(text: str) -> Network:
+    """Return a network: "10.9.0.0/16"; an address alone is a network of one."""
+    host, slash, prefix = text.partition("/")
+    found = address(host)
+    length = _prefix(prefix, found) if slash else found.max_prefixlen
+    whole = ip_network(f"{found}/{length}", strict=False)
+    if whole.network_address != found:
+        raise ValueError(f'{quote(text)} has bits set beyond its prefix; the network is "{whole}"')
+    return whole
+
+
+def port_number(text: str) -> int:
+    """Return a port, 1 to 65535, written in plain digits."""
+    if text == "*":
+        raise ValueError(f"a service on any port is {LATER}")
+    low, dash, high = text.partition("-")
+    if dash:
+        if port_number(low) > port_number(high):
+            raise ValueError(f"port range {quote(text)} ends before it begins")
+        raise ValueError(f"a range of ports is {LATER}")
+    if not text:
+        raise ValueError("the port is missing after the colon")
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"port {quote(text)} is not a port; write a number, 1 to {HIGHEST_PORT}")
+    if len(text) > 5 or not 1 <= int(text) <= HIGHEST_PORT:  # noqa: PLR2004 - the digits of the highest port
+        raise ValueError(f"port {quote(text)[1:-1]} is not a port; ports are 1 to {HIGHEST_PORT}")
+    if text.startswith("0"):
+        raise ValueError(f"port {text} has a leading zero; write {int(text)}")
+    return int(text)
+
+
+def _protocol(text: str) -> Protocol:
+    word = choice(text, ("tcp", "udp"), ("sctp",), kind="protocol ")
+    return "udp" if word == "udp" else "tcp"
+
+
+def _split(text: str) -> tuple[str, str | None]:
+    """Return host and port of "host:port", "[host]:port" or a host alone."""
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise ValueError(f'{quote(text)} is not an address and a port; write "[2001:db8::1]:80"')
+        if ":" not in host:
+            raise ValueError(f"{quote(text)}: only IPv6 addresses stand in brackets; leave them out")
+        return host, rest[1:] if rest else None
+    if text.count(":") > 1:
+        raise ValueError(f'{quote(text)} is ambiguous; write an IPv6 address in brackets: "[2001:db8::1]:80"')
+    host, colon, port = text.partition(":")
+    return host, port if colon else None
+
+
+def _prefix(text: str, of: IP) -> int:
+    if not (text.isascii() and _PREFIX.fullmatch(text) and int(text) <= of.max_prefixlen):
+        raise ValueError(
+            f"/{quote(text)[1:-1]} is not a prefix length; for {of} it is 0 to {of.max_prefixlen}"
+        )
+    return int(text)
+
+
+def _why_no_address(text: str) -> str:
+    shown = quote(text)
+    if not text:
+        return "the address is missing"
+    if "/" in text:
+        return f"{shown} is not one address; write it without the prefix length"
+    if ":" in text:
+        return f"{shown} is not an IPv6 address"
+    if text.replace(".", "").isdigit():
+        return f"{shown} is not an IPv4 address; it is four numbers, 0 to 255, without leading zeros"
+    if _HOST_NAME.fullmatch(text):
+        return f"{shown} is a host name; lbd wants an address, because a name can change its meaning unseen"
+    return f'{shown} is not an address; write one like "192.0.2.1" or "2001:db8::1"'

@@ -1,0 +1,24 @@
+"""The control socket's contract, shared by the daemon and the client commands.
+
+One line of JSON each way: {"command": "reload", "arguments": {}} is answered by {"ok": true, ...} or by
+{"ok": false, "error": "..."}. A `kind` in an answer says that the question itself failed, before or
+instead of the command: "request" (not understood), "denied", "busy" or "internal".
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# In the runtime directory (RUNTIME_DIRECTORY, by default /run/lbd).
+SOCKET_NAME: Final = "control.sock"
+
+# What changes nothing and shows nothing that `nft` would hide is for everyone.
+_FOR_ANYONE: Final = frozenset({"status"})
+_ROOT: Final = 0
+
+
+def allowed(command: str, uid: int, own_uid: int) -> str | None:
+    """Return why the user `uid` may not give `command` to a daemon that runs as `own_uid`, or None."""
+    if command in _FOR_ANYONE or uid in {_ROOT, own_uid}:
+        return None
+    return f"`lbd {command}` is for root and for the user that lbd runs as (uid {own_uid}), not for uid {uid}"

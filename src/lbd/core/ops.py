@@ -1,0 +1,256 @@
+"""Operations: the words a Plan is made of. str() is what nft is sent, or what `ip` would say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lbd.core.state import TABLE, Address, Hook, LiveRoute, Map, Memory, Route, Rule
+
+
+@dataclass(frozen=True, slots=True)
+class AddTable:
+    """Make our table."""
+
+    def __str__(self) -> str:
+        return f"add table inet {TABLE}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteTable:
+    """Delete our table and all in it."""
+
+    def __str__(self) -> str:
+        return f"delete table inet {TABLE}"
+
+
+@dataclass(frozen=True, slots=True)
+class AddChain:
+    """Make an empty chain; it must not exist."""
+
+    name: str
+    hook: Hook | None = None
+
+    def __str__(self) -> str:
+        text = f"add chain inet {TABLE} {self.name}"
+        if not self.hook:
+            return text
+        hook = f"type {self.hook.type} hook {self.hook.point} priority {self.hook.priority}"
+        return f"{text} {{ {hook}; policy accept; }}"
+
+
+@dataclass(frozen=True, slots=True)
+class FlushChain:
+    """Delete all rules of a chain."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"flush chain inet {TABLE} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteChain:
+    """Delete an empty chain that nothing goes to."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"delete chain inet {TABLE} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class AddRule:
+    """Append a rule."""
+
+    chain: str
+    rule: str
+
+    def __str__(self) -> str:
+        return f"add rule inet {TABLE} {self.chain} {self.rule}"
+
+
+@dataclass(frozen=True, slots=True)
+class AddMap:
+    """Make an empty map, or a set when it has no data."""
+
+    name: str
+    map: Map
+
+    def __str__(self) -> str:
+        shape = self.map
+        data = shape.data if isinstance(shape.data, str) else " . ".join(shape.data)
+        declared = f"typeof {shape.typeof}" if shape.typeof else f"type {' . '.join(shape.key)}"
+        if data and not shape.typeof:
+            declared += f" : {data}"
+        counter = " counter;" if shape.counter else ""
+        return f"add {kind(shape)} inet {TABLE} {self.name} {{ {declared}; size {shape.size};{counter} }}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteMap:
+    """Delete a map or set that no rule names."""
+
+    name: str
+
+    def __str__(self) -> str:
+        # nft takes either word for either kind here.
+        return f"delete map inet {TABLE} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class AddElements:
+    """Add elements that are not there; each is a key and its data ("" in a set)."""
+
+    name: str
+    map: Map = field(repr=False)
+    items: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        items = ", ".join(f"{quote(k, self.map)} : {v}" if v else quote(k, self.map) for k, v in self.items)
+        return f"add element inet {TABLE} {self.name} {{ {items} }}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteElements:
+    """Delete elements that are there."""
+
+    name: str
+    map: Map = field(repr=False)
+    keys: tuple[str, ...]
+
+    def __str__(self) -> str:
+        keys = ", ".join(quote(key, self.map) for key in self.keys)
+        return f"delete element inet {TABLE} {self.name} {{ {keys} }}"
+
+
+def kind(shape: Map) -> str:
+    """Return nft's word for a map or a set."""
+    return "map" if shape.data else "set"
+
+
+def quote(key: str, shape: Map) -> str:
+    """Return a key as nft reads it: interface names are quoted, since some are nft's own words."""
+    if shape.key[:1] != ("ifname",):
+        return key
+    interface, rest = key.split(" . ", 1)
+    return f'"{interface}" . {rest}'
+
+
+NftOp = (
+    AddTable
+    | DeleteTable
+    | AddChain
+    | FlushChain
+    | DeleteChain
+    | AddRule
+    | AddMap
+    | DeleteMap
+    | AddElements
+    | DeleteElements
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AddAddress:
+    """Give an interface an address of ours."""
+
+    address: Address
+
+    def __str__(self) -> str:
+        return f"add address {self.address}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteAddress:
+    """Take an address of ours from an interface."""
+
+    address: Address
+
+    def __str__(self) -> str:
+        return f"delete address {self.address}"
+
+
+@dataclass(frozen=True, slots=True)
+class AddRoute:
+    """Add a route of ours; with `replace`, in the place of the one with the same key, whose ever it is."""
+
+    route: Route
+    replace: bool = False
+
+    def __str__(self) -> str:
+        return f"{'replace' if self.replace else 'add'} {self.route}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteRoute:
+    """Delete a route of ours."""
+
+    route: Route
+
+    def __str__(self) -> str:
+        return f"delete {self.route}"
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreRoute:
+    """Put a foreign route back that ours had replaced."""
+
+    live: LiveRoute
+
+    def __str__(self) -> str:
+        return f"restore {self.live.route}"
+
+
+@dataclass(frozen=True, slots=True)
+class AddPolicyRule:
+    """Add a policy routing rule of ours."""
+
+    rule: Rule
+
+    def __str__(self) -> str:
+        return f"add {self.rule}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePolicyRule:
+    """Delete a policy routing rule of ours."""
+
+    rule: Rule
+
+    def __str__(self) -> str:
+        return f"delete {self.rule}"
+
+
+@dataclass(frozen=True, slots=True)
+class SetSysctl:
+    """Set a kernel setting."""
+
+    name: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"set {self.name} = {self.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """Write down what was there before lbd, to put it back; changes nothing in the kernel."""
+
+    memory: Memory = field(repr=False)
+
+    def __str__(self) -> str:
+        held = [*self.memory.sysctls, *(str(live.route) for live in self.memory.routes.values())]
+        return f"remember {', '.join(held) or 'nothing'}"
+
+
+HostOp = (
+    AddAddress
+    | DeleteAddress
+    | AddRoute
+    | DeleteRoute
+    | RestoreRoute
+    | AddPolicyRule
+    | DeletePolicyRule
+    | SetSysctl
+    | Remember
+)

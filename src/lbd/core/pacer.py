@@ -1,0 +1,84 @@
+"""When to look at the host again: triggers in, a time out. Time is an argument, in monotonic seconds.
+
+A trigger carries a reason and never data: whoever looks reads everything anew. So triggers that come
+close together are one look.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Reason = Literal["start", "file", "signal", "reload", "rules", "net", "audit", "retry"]
+
+# Editors write in several steps; 0.3 s after the last one the file is whole, and an edit is still in the
+# kernel well within a second.
+SETTLE = 0.3
+# A file that never settles is looked at all the same.
+SETTLE_MOST = 2.0
+
+# One who changes our rules again and again is answered at once, then ever more slowly: 1 s, 2 s, 4 s ...
+GAP_LEAST, GAP_MOST = 1.0, 30.0
+# ... until it has been quiet for this long.
+QUIET = 60.0
+
+RETRY_LEAST, RETRY_MOST = 1.0, 60.0
+
+
+class Pacer:
+    """Collects triggers between looks; `due` tells when the next look is to begin."""
+
+    def __init__(self, audit: float) -> None:
+        """`audit` is the time between two looks that nothing has asked for."""
+        self.audit = audit
+        self.reasons: dict[Reason, float] = {}
+        self._first_file: float | None = None
+        self._gap = 0.0
+        self._last_drift = -QUIET
+        self._retry = 0.0
+        self._next_audit = float("inf")
+
+    def trigger(self, reason: Reason, now: float) -> None:
+        """Note that something asks for a look."""
+        match reason:
+            case "file":
+                first = self._first_file = now if self._first_file is None else self._first_file
+                self.reasons["file"] = min(now + SETTLE, first + SETTLE_MOST)
+            case "rules" | "net":
+                at = max(now, self._last_drift + self._gap)
+                self.reasons[reason] = min(at, self.reasons.get(reason, at))
+            case _:
+                self.reasons[reason] = now
+
+    def later(self, reason: Reason, at: float) -> None:
+        """Ask for a look at a given time."""
+        self.reasons[reason] = at
+
+    @property
+    def due(self) -> float:
+        """Return when the next look is to begin; it may be in the past."""
+        return min([*self.reasons.values(), self._next_audit])
+
+    def take(self, now: float) -> frozenset[Reason]:
+        """Begin a look: return the reasons that are due, and forget them."""
+        if now >= self._next_audit:
+            self.reasons.setdefault("audit", now)
+        due = frozenset(reason for reason, at in self.reasons.items() if at <= now)
+        for reason in due:
+            del self.reasons[reason]
+        if "file" in due:
+            self._first_file = None
+        self._next_audit = now + self.audit
+        return due
+
+    def done(self, now: float, *, converged: bool, drift: bool) -> None:
+        """End a look. What did not converge is tried again; repeated drift is met ever more slowly."""
+        if drift:
+            again = now - self._last_drift < QUIET
+            self._gap = min(self._gap * 2, GAP_MOST) if again and self._gap else GAP_LEAST
+            self._last_drift = now
+        if converged:
+            self._retry = 0.0
+            self.reasons.pop("retry", None)
+        else:
+            self._retry = min(max(self._retry * 2, RETRY_LEAST), RETRY_MOST)
+            self.reasons["retry"] = now + self._retry

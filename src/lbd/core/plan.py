@@ -1,0 +1,225 @@
+"""The difference between what the host has and what the file asks for, as a value.
+
+A Plan is three lists of operations. `before` grows what the new rules need (addresses, routes, policy
+rules, sysctls), `swap` is one nftables transaction, `after` shrinks. Applying a prefix of a plan leaves
+the host in a state from which the next plan ends in the same place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from lbd.core.ops import (
+    AddAddress,
+    AddChain,
+    AddElements,
+    AddMap,
+    AddPolicyRule,
+    AddRoute,
+    AddRule,
+    AddTable,
+    DeleteAddress,
+    DeleteChain,
+    DeleteElements,
+    DeleteMap,
+    DeletePolicyRule,
+    DeleteRoute,
+    DeleteTable,
+    FlushChain,
+    HostOp,
+    NftOp,
+    Remember,
+    RestoreRoute,
+    SetSysctl,
+)
+from lbd.core.state import PROTOCOL, Chain, Desired, Live, LiveChain, LiveTable, Map, Memory, Route, Table
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be done, in order; `unsafe` says what is left out, and why.
+
+    `swap` and `collect` are one nftables transaction each: `collect` removes what nothing refers to any
+    more. Before Linux 6.2 a chain cannot go in the transaction that drops its last reference.
+    """
+
+    before: tuple[HostOp, ...] = ()
+    swap: tuple[NftOp, ...] = ()
+    collect: tuple[NftOp, ...] = ()
+    after: tuple[HostOp, ...] = ()
+    unsafe: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Tell whether there is anything to do."""
+        return bool(self.before or self.swap or self.collect or self.after)
+
+    def lines(self) -> tuple[str, ...]:
+        """Return every operation as one line, in the order they are applied."""
+        return tuple(str(op) for op in (*self.before, *self.swap, *self.collect, *self.after))
+
+
+def body(chain: Chain) -> str:
+    """Return the text by which Memory.bodies knows what the kernel made of a chain's rules."""
+    return "\n".join(chain.rules)
+
+
+def diff(live: Live, desired: Desired) -> Plan:
+    """Return the plan that leads from `live` to `desired`. Empty when they agree."""
+    grow, shrink, unsafe = _Net(live, desired).ops()
+    swap, collect = _table(live.table, desired.table, live.memory)
+    return Plan(tuple(grow), tuple(swap), tuple(collect), tuple(shrink), tuple(unsafe))
+
+
+def removal(live: Live) -> Plan:
+    """Return the plan that takes everything of ours away and puts back what was there."""
+    grow, shrink, _ = _Net(live, Desired()).ops()
+    swap = (DeleteTable(),) if live.table is not None else ()
+    return Plan(before=tuple(grow), swap=swap, after=tuple(shrink))
+
+
+def _table(live: LiveTable | None, want: Table, memory: Memory) -> tuple[list[NftOp], list[NftOp]]:
+    swap: list[NftOp] = []
+    if live is None:
+        swap.append(AddTable())
+        live = LiveTable()
+    # A map that must be made anew takes the rules that name it with it, in the same transaction.
+    anew = {name for name, shape in want.maps.items() if not _serves(live.maps.get(name), shape)}
+    gone = [name for name in live.maps if name in anew or name not in want.maps]
+    rewrite = {
+        name
+        for name, chain in want.chains.items()
+        if not _same_rules(live.chains.get(name), chain, memory) or _names_any(chain, anew)
+    }
+    rehook = {
+        name for name in rewrite | want.chains.keys() if _rehook(live.chains.get(name), want.chains[name])
+    }
+    foreign = [name for name in live.chains if name not in want.chains]
+
+    swap += [FlushChain(name) for name in (*sorted(rewrite & live.chains.keys()), *foreign)]
+    for name in want.maps:
+        old, new = live.elements.get(name, {}), want.elements[name]
+        if name not in anew and (stale := tuple(k for k, v in old.items() if new.get(k) != v)):
+            swap.append(DeleteElements(name, want.maps[name], stale))
+    swap += [DeleteChain(name) for name in sorted(rehook)]
+    swap += [DeleteChain(name) for name in foreign if live.chains[name].hook]
+    swap += [DeleteMap(name) for name in gone]
+    fresh = [name for name in want.chains if name not in live.chains or name in rehook]
+    swap += [AddChain(name, want.chains[name].hook) for name in fresh]
+    swap += [AddMap(name, want.maps[name]) for name in want.maps if name in anew]
+    for name in want.maps:
+        old = {} if name in anew else live.elements.get(name, {})
+        if items := tuple((k, v) for k, v in want.elements[name].items() if old.get(k) != v):
+            swap.append(AddElements(name, want.maps[name], items))
+    swap += [AddRule(n, rule) for n, c in want.chains.items() if n in rewrite | rehook for rule in c.rules]
+    return swap, [DeleteChain(name) for name in foreign if not live.chains[name].hook]
+
+
+def _serves(live: Map | None, want: Map) -> bool:
+    """Tell whether a live map will do; how it was declared (typeof) cannot be read back, its shape can."""
+    return (
+        live is not None and live.size >= want.size // 2 and live == replace(want, size=live.size, typeof="")
+    )
+
+
+def _same_rules(live: LiveChain | None, want: Chain, memory: Memory) -> bool:
+    return live is not None and memory.bodies.get(body(want)) == live.digests
+
+
+def _rehook(live: LiveChain | None, want: Chain) -> bool:
+    return live is not None and live.hook != want.hook
+
+
+def _names_any(chain: Chain, maps: set[str]) -> bool:
+    return any(name in maps for rule in chain.rules for name in re.findall(r"@(\w+)", rule))
+
+
+class _Net:
+    """The difference outside nftables: addresses, routes, policy rules and sysctls."""
+
+    def __init__(self, live: Live, desired: Desired) -> None:
+        self.live, self.desired = live, desired
+        self.sysctls, self.routes = dict(live.memory.sysctls), dict(live.memory.routes)
+        self.unsafe: list[str] = []
+
+    def ops(self) -> tuple[list[HostOp], list[HostOp], list[str]]:
+        live, want = self.live, self.desired
+        addresses = sorted(want.addresses - live.addresses.keys())
+        rules = sorted(want.rules - live.rules.keys())
+        add_routes = list(self._add_routes())
+        set_sysctls = list(self._hold_sysctls())
+        grow: list[HostOp] = [AddAddress(address) for address in addresses]
+        grow += [*add_routes, *(AddPolicyRule(rule) for rule in rules), *set_sysctls]
+        held = replace(live.memory, sysctls=dict(self.sysctls), routes=dict(self.routes))
+        if held != live.memory:
+            # What was there is written down before it is changed, or a crash would lose it.
+            grow.insert(0, Remember(held))
+
+        shrink: list[HostOp] = list(self._release_sysctls())
+        shrink += [
+            DeletePolicyRule(rule) for rule, ours in live.rules.items() if ours and rule not in want.rules
+        ]
+        shrink += self._drop_routes()
+        shrink += [DeleteAddress(a) for a, ours in live.addresses.items() if ours and a not in want.addresses]
+        left = replace(live.memory, sysctls=dict(self.sysctls), routes=dict(self.routes))
+        if left != held:
+            shrink.append(Remember(left))
+        return grow, shrink, self.unsafe
+
+    def _hold_sysctls(self) -> Iterator[HostOp]:
+        for name, value in self.desired.sysctls.items():
+            now = self.live.sysctls.get(name)
+            if now is None:
+                self.unsafe.append(f"sysctl {name} does not exist here; is the protocol disabled?")
+            elif now != value:
+                self.sysctls.setdefault(name, now)
+                yield SetSysctl(name, value)
+
+    def _release_sysctls(self) -> Iterator[HostOp]:
+        for name in sorted(self.sysctls.keys() - self.desired.sysctls.keys()):
+            value = self.sysctls.pop(name)
+            if self.live.sysctls.get(name) not in (None, value):
+                yield SetSysctl(name, value)
+
+    def _add_routes(self) -> Iterator[HostOp]:
+        for key, route in self.desired.routes.items():
+            now = self.live.routes.get(key)
+            if now is None:
+                yield AddRoute(route)
+            elif not satisfies(now.route, route):
+                if now.protocol == PROTOCOL:
+                    yield AddRoute(route, replace=True)
+                elif key in self.desired.replace:
+                    self.routes[key] = now
+                    yield AddRoute(route, replace=True)
+                else:
+                    self.unsafe.append(
+                        f"{route} is not set: {now.route} is there and not ours; "
+                        "say `replace = true` in that [[route]] to take its place"
+                    )
+
+    def _drop_routes(self) -> Iterable[HostOp]:
+        for key, now in self.live.routes.items():
+            if key in self.desired.routes:
+                continue
+            before = self.routes.pop(key, None)
+            if now.protocol == PROTOCOL:
+                yield RestoreRoute(before) if before else DeleteRoute(now.route)
+        for key in self.routes.keys() - self.desired.routes.keys():
+            # Our route is gone and so is the one it replaced.
+            before = self.routes.pop(key)
+            if key not in self.live.routes:
+                yield RestoreRoute(before)
+
+
+def satisfies(live: Route, want: Route) -> bool:
+    """Tell whether a live route does what `want` asks; what `want` leaves open may be anything."""
+    return all(
+        asked in ("", found)
+        for asked, found in (
+            (want.via, live.via),
+            (want.interface, live.interface),
+            (want.source, live.source),
+        )
+    )

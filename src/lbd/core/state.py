@@ -1,0 +1,204 @@
+"""What a director is: the values that the file asks for, that the kernel has, and that a plan moves between.
+
+Everything here is plain data in the kernel's own terms. `Desired` is built from the file (core/desired),
+`Live` is read by the host (host/), and core/plan is the difference of the two.
+
+Elements of nftables maps are text, written exactly as nft reads them ("192.0.2.1 . tcp . 80" and
+"goto tcp4_one"); the reader of the kernel decodes into the same text, so both sides compare as
+dictionaries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+# Our routes, rules and addresses carry this number (RTPROT_*, FRA_PROTOCOL, IFA_PROTO), which is free in
+# /etc/iproute2/rt_protos. It is "L" in ASCII.
+PROTOCOL = 76
+
+TABLE = "lbd"
+
+# The main routing table (RT_TABLE_MAIN).
+MAIN = 254
+
+# A map's key and data are made of these nft types.
+FieldType = Literal["ipv4_addr", "ipv6_addr", "inet_proto", "inet_service", "ifname", "index"]
+
+Elements = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """Where a base chain sits; `priority` is the number, since names differ by family and nft version."""
+
+    type: Literal["nat", "filter"]
+    point: Literal["prerouting", "postrouting"]
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain as we want it: its rules are nft text, one rule each."""
+
+    rules: tuple[str, ...]
+    hook: Hook | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """A declared map or set. `data` is "verdict", field types, or () for a set; `size` is in elements."""
+
+    key: tuple[FieldType, ...]
+    data: tuple[FieldType, ...] | Literal["verdict"]
+    size: int
+    counter: bool = False
+    # Slot maps name the packet fields they are used with (`typeof`), because nft only then accepts a
+    # rule added in a later transaction. Empty: declared by `type`.
+    typeof: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Our nftables table as the file asks for it. `elements` has an entry for each of `maps`."""
+
+    chains: Mapping[str, Chain] = field(default_factory=dict)
+    maps: Mapping[str, Map] = field(default_factory=dict)
+    elements: Mapping[str, Elements] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveChain:
+    """A chain as the kernel has it: each rule is a digest of its compiled expressions."""
+
+    digests: tuple[str, ...]
+    hook: Hook | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LiveTable:
+    """Our table as read from the kernel. A map that we cannot decode has `Map.key == ()` and no elements."""
+
+    chains: Mapping[str, LiveChain] = field(default_factory=dict)
+    maps: Mapping[str, Map] = field(default_factory=dict)
+    elements: Mapping[str, Elements] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Address:
+    """An interface address: `address` is "192.0.2.1/24", normal form, host bits kept."""
+
+    address: str
+    interface: str
+
+    def __str__(self) -> str:
+        return f"address {self.address} dev {self.interface}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Route:
+    """A unicast route.
+
+    `to` is a network in normal form ("0.0.0.0/0" or "::/0" for the default route). `metric` 0 is IPv4's
+    default and the kernel turns 0 into 1024 for IPv6, so core/desired writes 1024 there. An empty
+    `via`, `interface` or `source` is not stated; the kernel then chooses and any live value satisfies it.
+    """
+
+    to: str
+    via: str = ""
+    interface: str = ""
+    source: str = ""
+    table: int = MAIN
+    metric: int = 0
+
+    @property
+    def key(self) -> RouteKey:
+        """What the kernel holds to be the same route (`ip route replace` replaces by it)."""
+        return RouteKey(self.to, self.table, self.metric)
+
+    def __str__(self) -> str:
+        words = [("via", self.via), ("dev", self.interface), ("src", self.source)]
+        words += [
+            ("table", "" if self.table == MAIN else str(self.table)),
+            ("metric", str(self.metric or "")),
+        ]
+        return " ".join(["route", self.to, *(f"{word} {value}" for word, value in words if value)])
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class RouteKey:
+    """The identity of a route in the kernel: destination, table and metric."""
+
+    to: str
+    table: int
+    metric: int
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRoute:
+    """A route in the kernel and whose it is (`protocol` as in rt_protos; ours is PROTOCOL)."""
+
+    route: Route
+    protocol: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Rule:
+    """A policy routing rule. `source` and `to` are networks in normal form, or "" for all."""
+
+    priority: int
+    table: int
+    family: Literal[4, 6] = 4
+    source: str = ""
+    to: str = ""
+    iif: str = ""
+
+    def __str__(self) -> str:
+        words = [("from", self.source or "all"), ("to", self.to), ("iif", self.iif)]
+        said = " ".join(f"{word} {value}" for word, value in words if value)
+        return f"rule {self.priority}: {said} lookup {self.table} (IPv{self.family})"
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """The whole state the file asks for. `replace` names the routes that may take a foreign one's place."""
+
+    table: Table = field(default_factory=Table)
+    addresses: frozenset[Address] = frozenset()
+    routes: Mapping[RouteKey, Route] = field(default_factory=dict)
+    replace: frozenset[RouteKey] = frozenset()
+    rules: frozenset[Rule] = frozenset()
+    # Only what lbd holds: sysctl name ("net.ipv4.ip_forward") to value. Others are left alone.
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the kernel cannot tell and lbd must know: kept in the state directory.
+
+    `sysctls` and `routes` are what was there before lbd changed it, to be put back. `bodies` maps the
+    text of a chain body that we wrote to the digests that the kernel had for it right after.
+    """
+
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    routes: Mapping[RouteKey, LiveRoute] = field(default_factory=dict)
+    bodies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What the host has, as far as it concerns lbd.
+
+    `table` is None when our table does not exist. `addresses` and `rules` map to whether they are ours;
+    foreign ones are there only to know that a wish is already met. `routes` holds ours and any foreign
+    route with a key the file asks for. `generation` is the ruleset's generation id at the read.
+    """
+
+    table: LiveTable | None = None
+    addresses: Mapping[Address, bool] = field(default_factory=dict)
+    routes: Mapping[RouteKey, LiveRoute] = field(default_factory=dict)
+    rules: Mapping[Rule, bool] = field(default_factory=dict)
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)
+    generation: int = 0

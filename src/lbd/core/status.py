@@ -1,0 +1,125 @@
+"""What `lbd status` says: the document (JSON) and the text made of it.
+
+The text is made by the client from the document, so this file imports nothing that a client command
+would have to wait for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from lbd.core.entries import Backend, Config, Service
+
+State = Literal["converged", "converging", "degraded"]
+
+COLOURS = {
+    "converged": "32",
+    "converging": "33",
+    "degraded": "31",
+    "up": "32",
+    "empty": "31",
+    "drain": "33",
+    "down": "31",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where the daemon stands, apart from what the file says.
+
+    `hash` is that of the file in force; `error` is why the file on disk is not it; `problems` is what
+    keeps the host from it. `last_drift` is {"time", "operations", "by"} or None.
+    """
+
+    state: State
+    path: str
+    hash: str = ""
+    error: str = ""
+    problems: tuple[str, ...] = ()
+    drifts: int = 0
+    last_drift: Mapping[str, Any] | None = None
+    elements: int = 0
+    generation: int = 0
+
+
+def document(standing: Standing, config: Config | None) -> dict[str, Any]:
+    """Return the status document; its keys are a contract (docs/operations.md)."""
+    services = config.services if config else ()
+    return {
+        "state": standing.state,
+        "problems": list(standing.problems),
+        "config": {"path": standing.path, "hash": standing.hash, "error": standing.error or None},
+        "services": [_service(service) for service in services],
+        "drift": {"count": standing.drifts, "last": standing.last_drift},
+        "kernel": {"elements": standing.elements, "generation": standing.generation},
+    }
+
+
+def _service(service: Service) -> dict[str, Any]:
+    backends = [_backend(backend) for backend in service.backends]
+    return {
+        "name": service.name,
+        "state": "up" if any(b["state"] == "up" and b["weight"] for b in backends) else "empty",
+        "listen": [str(listen) for listen in service.listen],
+        "scheduler": service.scheduler,
+        "return_path": str(service.return_path),
+        "backends": backends,
+    }
+
+
+def _backend(backend: Backend) -> dict[str, Any]:
+    reason = "" if backend.state == "up" else f"state = {backend.state!r} in the file"
+    if backend.state == "up" and not backend.weight:
+        reason = "weight = 0 in the file"
+    return {"address": str(backend), "weight": backend.weight, "state": backend.state, "reason": reason}
+
+
+def headline(standing: Standing, config: Config | None) -> str:
+    """Return the one line for STATUS= of sd_notify(3)."""
+    if config is None:
+        return f"no configuration in force: {standing.error}"
+    backends = sum(len(service.backends) for service in config.services)
+    text = f"{standing.state}: {_many(len(config.services), 'service')}, {_many(backends, 'backend')}"
+    if standing.error:
+        text += f"; the file on disk is refused, the last good one is in force: {standing.error}"
+    return "; ".join([text, *standing.problems[:1]])
+
+
+def _many(count: int, word: str) -> str:
+    return f"{count} {word}" + ("" if count == 1 else "s")
+
+
+def text(status: Mapping[str, Any], *, colour: bool) -> Iterator[str]:
+    """Give the lines that a person reads."""
+
+    def paint(word: str, width: int = 0) -> str:
+        padded = word.ljust(width)
+        return f"\x1b[{COLOURS[word]}m{padded}\x1b[0m" if colour and word in COLOURS else padded
+
+    config, drift, kernel = status["config"], status["drift"], status["kernel"]
+    yield f"{paint(status['state'])}: {config['path']} ({config['hash'][:12] or 'nothing in force'})"
+    if config["error"]:
+        yield f"  the file on disk is refused: {config['error']}"
+    yield from (f"  {problem}" for problem in status["problems"])
+    rows = list(_rows(status["services"]))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(paint(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    last = f", last {drift['last']['time']} by {drift['last']['by']}" if drift["last"] else ""
+    yield f"drift repaired: {drift['count']}{last}"
+    yield f"kernel: {kernel['elements']} elements, generation {kernel['generation']}"
+
+
+def _rows(services: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    yield "SERVICE", "LISTEN", "SCHEDULER", "RETURN PATH", "BACKEND", "WEIGHT", "STATE", "REASON"
+    for service in services:
+        first = (service["name"], " ".join(service["listen"]), service["scheduler"], service["return_path"])
+        rest = "", "", "", ""
+        if not service["backends"]:
+            yield *first, "(none)", "", service["state"], ""
+        for backend in service["backends"]:
+            yield *first, backend["address"], str(backend["weight"]), backend["state"], backend["reason"]
+            first = rest
