@@ -1,0 +1,104 @@
+"""The real host: all the doors together, as reconcile wants them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from lbd.core.desired import FORWARDING
+from lbd.core.ops import (
+    AddAddress,
+    AddPolicyRule,
+    AddRoute,
+    DeleteAddress,
+    DeletePolicyRule,
+    DeleteRoute,
+    HostOp,
+    NftOp,
+    Remember,
+    RestoreRoute,
+    SetSysctl,
+)
+from lbd.core.state import Desired, Live
+from lbd.host import sysctl
+from lbd.host.net import Net, NetRefusedError
+from lbd.host.nft import Nft
+from lbd.host.store import Store, StoreError
+from lbd.host.sysctl import SysctlRefusedError
+from lbd.reconcile import RefusedError
+
+# A commit is announced to us before it returns, so only the last few can still be on their way.
+OWN_GENERATIONS = 64
+
+
+class Director:
+    """The host we run on, in the network namespace of the calling thread. For one thread at a time."""
+
+    def __init__(self, store: Store, lost: Callable[[str], None] = lambda _: None) -> None:
+        """`lost` is told when the nftables worker had to be given up."""
+        self.store = store
+        self.nft = Nft(lost=lost)
+        self.net = Net()
+        self.memory = store.memory().value
+        # The ruleset generations that were ours.
+        self.own: deque[int] = deque(maxlen=OWN_GENERATIONS)
+
+    def close(self) -> None:
+        """End the worker and close the sockets. The kernel's state stays."""
+        self.nft.close()
+        self.net.close()
+
+    def read(self, desired: Desired) -> Live:
+        """Return what there is of ours, and what stands where `desired` wants something."""
+        table, generation = self.nft.read()
+        try:
+            routes = desired.routes.keys() | self.memory.routes.keys()
+            net = self.net.read(desired.addresses, routes, desired.rules)
+        except NetRefusedError as error:
+            raise RefusedError(str(error), permission=error.permission) from error
+        return Live(
+            table=table,
+            addresses=net.addresses,
+            routes=net.routes,
+            rules=net.rules,
+            sysctls=sysctl.read(FORWARDING.values()),
+            memory=self.memory,
+            generation=generation,
+        )
+
+    def commit(self, ops: Sequence[NftOp]) -> int:
+        """Do all of `ops` in one nftables transaction, or none."""
+        generation = self.nft.commit(ops)
+        self.own.append(generation)
+        return generation
+
+    def apply(self, op: HostOp) -> None:
+        """Do one operation outside nftables."""
+        try:
+            self._apply(op)
+        except NetRefusedError as error:
+            raise RefusedError(str(error), permission=error.permission) from error
+        except (SysctlRefusedError, StoreError) as error:
+            raise RefusedError(str(error)) from error
+
+    def _apply(self, op: HostOp) -> None:
+        match op:
+            case AddAddress(address):
+                self.net.add_address(address)
+            case DeleteAddress(address):
+                self.net.delete_address(address)
+            case AddRoute(route, replace):
+                self.net.add_route(route, replace=replace)
+            case DeleteRoute(route):
+                self.net.delete_route(route)
+            case RestoreRoute(live):
+                self.net.restore_route(live)
+            case AddPolicyRule(rule):
+                self.net.add_rule(rule)
+            case DeletePolicyRule(rule):
+                self.net.delete_rule(rule)
+            case SetSysctl(name, value):
+                sysctl.write(name, value)
+            case Remember(memory):
+                self.memory = memory
+                self.store.save_memory(memory)

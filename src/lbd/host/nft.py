@@ -1,0 +1,103 @@
+"""The door to nftables: a worker process, watched with deadlines."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lbd.core.ops import NftOp
+from lbd.core.state import LiveTable
+from lbd.host import nft_worker
+from lbd.reconcile import RefusedError
+
+# Ten thousand services take the worker under a second to load and to read; a kernel under emulation is
+# twenty times slower. A worker that needs longer than this hangs.
+DEADLINE = 30.0
+
+
+class Nft:
+    """One worker, started when first needed and again whenever it was lost. Not for use by two threads."""
+
+    def __init__(self, deadline: float = DEADLINE, lost: Callable[[str], None] = lambda _: None) -> None:
+        """`lost` is told why a worker had to be given up."""
+        self.deadline, self.lost = deadline, lost
+        self._process: subprocess.Popen[bytes] | None = None
+        self._sock: socket.socket | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Return the worker's process id, None before the first request and after a loss."""
+        return self._process.pid if self._process else None
+
+    def read(self) -> tuple[LiveTable | None, int]:
+        """Return our table and the generation it was read at."""
+        table, generation = self._ask(("read",))
+        return table, generation
+
+    def commit(self, ops: Sequence[NftOp]) -> int:
+        """Do `ops` in one transaction; return its generation, 0 when that cannot be told."""
+        return int(self._ask(("commit", "\n".join(map(str, ops)))))
+
+    def close(self) -> None:
+        """End the worker; one that is in the middle of a transaction finishes it first."""
+        if self._sock:
+            self._sock.close()
+        if self._process:
+            try:
+                self._process.wait(self.deadline)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._process = self._sock = None
+
+    def _ask(self, request: tuple[str, ...]) -> Any:
+        sock = self._sock or self._start()
+        try:
+            nft_worker.send(sock, request)
+            answer = nft_worker.receive(sock)
+        except (OSError, EOFError) as error:
+            why = "did not answer in time" if isinstance(error, TimeoutError) else "ended"
+            self._give_up(why)
+            # What the transaction became is for the next look to find: it is whole or not there.
+            raise RefusedError(f"nftables: the worker process {why} during {request[0]!r}") from error
+        match answer:
+            case ("ok", value):
+                return value
+            case ("busy", why):
+                raise RefusedError(f"nftables: {why}")
+            case (_, why, permission):
+                raise RefusedError(why, permission=permission)
+        raise AssertionError(answer)
+
+    def _start(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # The worker finds our modules where we found them, wherever lbd is installed.
+            environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "lbd.host.nft_worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                # A Ctrl-C at the terminal is the daemon's to handle.
+                start_new_session=True,
+            )
+        ours.settimeout(self.deadline)
+        self._sock = ours
+        return ours
+
+    def _give_up(self, why: str) -> None:
+        process, self._process = self._process, None
+        if self._sock:
+            self._sock.close()
+            self._sock = None
+        if process:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            process.wait()
+            self.lost(f"the nftables worker (pid {process.pid}) {why}")

@@ -1,0 +1,98 @@
+"""The process that speaks to nftables, so that nothing it does can stop or end the daemon.
+
+libnftables may block for as long as others change rulesets, and has been seen to crash on what it lists.
+It runs here, behind a socket, and is killed and started again when it does not answer (host/nft).
+
+Requests and answers are pickled tuples behind a 4-byte length: ("commit", text) and ("read",) are
+answered by ("ok", value), ("refused", why, is_permission) or, for a read that never finds a quiet
+moment, ("busy", why).
+"""
+
+from __future__ import annotations
+
+import errno
+import pickle
+import socket
+import struct
+import sys
+from typing import Any
+
+import nftables
+
+from lbd.core.program import SCHEMA
+from lbd.host import netlink, nft_read
+
+LENGTH = struct.Struct("=I")
+
+
+def send(sock: socket.socket, value: object) -> None:
+    """Send one value."""
+    data = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+    sock.sendall(LENGTH.pack(len(data)) + data)
+
+
+def receive(sock: socket.socket) -> Any:
+    """Return the next value; EOFError when the other side is gone, TimeoutError as the socket is set."""
+    size = LENGTH.unpack(_exactly(sock, LENGTH.size))[0]
+    return pickle.loads(_exactly(sock, size))  # noqa: S301 - both ends are this program, on a socket of their own
+
+
+def _exactly(sock: socket.socket, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        more = sock.recv(min(size - len(data), 1 << 20))
+        if not more:
+            raise EOFError
+        data += more
+    return bytes(data)
+
+
+class Worker:
+    """One libnftables context and one netlink socket, both kept open for as long as the process lives."""
+
+    def __init__(self) -> None:
+        self.nft = nftables.Nftables()
+        self.sock = netlink.connect()
+
+    def answer(self, request: tuple[str, ...]) -> tuple[Any, ...]:
+        """Do what is asked; every failure of the kernel or of nft is an answer."""
+        try:
+            if request[0] == "commit":
+                return self._commit(request[1])
+            return ("ok", nft_read.read(self.sock, SCHEMA))
+        except TimeoutError as error:
+            return ("busy", str(error))
+        except OSError as error:
+            denied = error.errno in (errno.EPERM, errno.EACCES)
+            return ("refused", f"nftables: {error.strerror}", denied)
+
+    def _commit(self, text: str) -> tuple[Any, ...]:
+        before = nft_read.generation(self.sock)
+        code, _, said = self.nft.cmd(text)
+        if code:
+            return ("refused", _reason(said), "Operation not permitted" in said)
+        after = nft_read.generation(self.sock)
+        return ("ok", after if after == before + 1 else 0)
+
+
+def _reason(said: str) -> str:
+    """Return nft's message in one line: the complaint, and the line of ours it is about."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    complaint = lines[0].rpartition("Error: ")[2] if lines else "no reason given"
+    about = f" ({lines[1][:200]})" if len(lines) > 1 else ""
+    return f"nftables: {complaint}{about}"
+
+
+def main() -> None:
+    """Serve the socket whose number is the only argument, until the other side goes away."""
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    worker = Worker()
+    try:
+        while True:
+            send(sock, worker.answer(receive(sock)))
+    except (EOFError, ConnectionError, KeyboardInterrupt):
+        return
+
+
+if __name__ == "__main__":
+    main()

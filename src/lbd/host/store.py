@@ -1,0 +1,118 @@
+"""The state directory: what lbd must still know after a restart, in files that are whole or not there.
+
+Blocking (fsync): the daemon calls it off its event loop when that matters.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from lbd.core.memory import decode_memory, decode_sources, encode_memory, encode_sources
+from lbd.core.state import Memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from lbd.core.source import Source
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+# 5,000 services are 3 MiB of TOML. More than this is not a file that lbd wrote.
+_LIMIT: Final = 64 * 1024 * 1024
+
+
+class StoreError(Exception):
+    """Nothing could be kept; what was kept before is untouched. The text says why and where."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Generic[T]):
+    """What was found. `ignored` says why a file that is there was not used, and is empty otherwise."""
+
+    value: T
+    ignored: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The files of one state directory (STATE_DIRECTORY, by default /var/lib/lbd)."""
+
+    directory: Path
+
+    def last_good(self) -> Loaded[tuple[Source, ...] | None]:
+        """Return the last configuration that was applied; None when there is none, or none to be trusted."""
+        return self._load("last-good.json", decode_sources, None)
+
+    def save_last_good(self, sources: Sequence[Source]) -> None:
+        """Keep the files of a configuration that was applied. Raises StoreError."""
+        self._save("last-good.json", encode_sources(sources))
+
+    def memory(self) -> Loaded[Memory]:
+        """Return what the kernel cannot tell; an empty Memory when there is none, or none to be trusted."""
+        return self._load("memory.json", decode_memory, Memory())
+
+    def save_memory(self, memory: Memory) -> None:
+        """Keep what the kernel cannot tell. Raises StoreError."""
+        self._save("memory.json", encode_memory(memory))
+
+    def _load(self, name: str, decode: Callable[[str], T], absent: U) -> Loaded[T | U]:
+        path = self.directory / name
+        try:
+            return Loaded(decode(_read(path)))
+        except FileNotFoundError:
+            return Loaded(absent)
+        except (OSError, ValueError) as error:
+            return Loaded(absent, f"{path} is ignored: {error}")
+
+    def _save(self, name: str, text: str) -> None:
+        path = self.directory / name
+        # Always the same name, so that a crash leaves at most one of them behind.
+        new = self.directory / f"{name}.new"
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                _write(new, text)
+                new.replace(path)
+            except OSError:
+                with suppress(OSError):
+                    new.unlink()
+                raise
+            _sync(self.directory)
+        except OSError as error:
+            raise StoreError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+def _read(path: Path) -> str:
+    # O_NONBLOCK: a FIFO in the place of the file must not stop lbd.
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is not a regular file")
+        if status.st_size > _LIMIT:
+            raise ValueError(f"it has {status.st_size} bytes, lbd writes at most {_LIMIT}")
+        return file.read(_LIMIT).decode()
+
+
+def _write(path: Path, text: str) -> None:
+    # A leftover of a crash is removed and not reused: it may have another owner or mode.
+    path.unlink(missing_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(fd)
+
+
+def _sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

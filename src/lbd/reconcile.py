@@ -1,0 +1,169 @@
+"""Make the host what the file asks for: read, diff, apply, read again.
+
+The host is anything that speaks the Host protocol: the real one is host/director, the fake is testing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from lbd.core.ops import AddRule, HostOp, NftOp, Remember
+from lbd.core.plan import Plan, body, diff, removal
+from lbd.core.state import Desired, Live, Memory
+
+
+class RefusedError(Exception):
+    """The kernel said no; the message says to what, and why. `permission` when we lack the right to ask."""
+
+    def __init__(self, message: str, *, permission: bool = False) -> None:
+        super().__init__(message)
+        self.permission = permission
+
+
+class Host(Protocol):
+    """What reconcile needs of a host. Nothing here decides."""
+
+    def read(self, desired: Desired) -> Live:
+        """Return what there is of ours, and what stands where `desired` wants something."""
+
+    def commit(self, ops: Sequence[NftOp]) -> int:
+        """Do all of `ops` in one nftables transaction, or none and raise RefusedError.
+
+        Returns the ruleset generation that the commit made, or 0 when somebody else committed in the
+        same moment and ours cannot be told from theirs.
+        """
+
+    def apply(self, op: HostOp) -> None:
+        """Do one operation outside nftables, or raise RefusedError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one look at the host.
+
+    `plan` is what was found to do; `refused` is what the kernel did not let us do; `left` is what still
+    differs after all was done.
+    """
+
+    plan: Plan
+    refused: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    permission: bool = False
+    generation: int = 0
+    elements: int = 0
+
+    @property
+    def converged(self) -> bool:
+        """Tell whether the host is now what the file asks for."""
+        return not (self.refused or self.left or self.plan.unsafe)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Return everything that keeps the host from what the file asks for, in words."""
+        left = tuple(f"still to do after applying: {line}" for line in self.left)
+        return self.refused + self.plan.unsafe + left
+
+
+def plan(host: Host, desired: Desired) -> Plan:
+    """Return what reconcile() would do."""
+    return diff(host.read(desired), desired)
+
+
+def reconcile(host: Host, desired: Desired) -> Outcome:
+    """Bring the host to `desired` and say what it took. Converged twice in a row takes nothing."""
+    try:
+        return _reconcile(host, desired)
+    except RefusedError as error:
+        # Not even reading was possible: what was done before it is for the next look to find.
+        return Outcome(Plan(), (str(error),), permission=error.permission)
+
+
+def _reconcile(host: Host, desired: Desired) -> Outcome:
+    live = host.read(desired)
+    todo = diff(live, desired)
+    if not todo:
+        return Outcome(todo, generation=live.generation, elements=_count(live))
+    run = _Run(host)
+    run.each(todo.before)
+    # What the old rules need stays until the new ones are in place.
+    if run.transaction(todo.swap):
+        run.transaction(todo.collect)
+        run.each(todo.after)
+    if any(isinstance(op, AddRule) for op in todo.swap):
+        run.learn(desired)
+    live = host.read(desired)
+    # What the kernel refused is told as such, not as what is left.
+    left = () if run.refused else diff(live, desired).lines()
+    return Outcome(todo, tuple(run.refused), left, run.permission, live.generation, _count(live))
+
+
+def remove(host: Host) -> Outcome:
+    """Take everything of lbd's away and put back what was there before."""
+    nothing = Desired()
+    live = host.read(nothing)
+    todo = removal(live)
+    run = _Run(host)
+    run.each(todo.before)
+    run.transaction(todo.swap)
+    run.each(todo.after)
+    if not run.refused:
+        run.each([Remember(Memory())])
+    return Outcome(todo, tuple(run.refused), permission=run.permission)
+
+
+def _count(live: Live) -> int:
+    return sum(map(len, live.table.elements.values())) if live.table else 0
+
+
+class _Run:
+    """One application of a plan: goes on past what the kernel refuses, and keeps the reasons."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.refused: list[str] = []
+        self.permission = False
+        self.generation = 0
+
+    def each(self, ops: Iterable[HostOp]) -> None:
+        for op in ops:
+            try:
+                self.host.apply(op)
+            except RefusedError as error:
+                self._note(error)
+
+    def transaction(self, ops: Sequence[NftOp]) -> bool:
+        if not ops:
+            return True
+        try:
+            self.generation = self.host.commit(ops)
+        except RefusedError as error:
+            self._note(error)
+            return False
+        return True
+
+    def _note(self, error: RefusedError) -> None:
+        self.refused.append(str(error))
+        self.permission |= error.permission
+
+    def learn(self, desired: Desired) -> None:
+        """Note what the kernel made of the chains that we wrote, for all later looks to compare with.
+
+        If somebody else committed since, the read may show their hand and not ours: then only bodies
+        that were never seen before are taken, and any other difference is drift for the next look.
+        """
+        live = self.host.read(desired)
+        if live.table is None:
+            return
+        ours = live.generation == self.generation
+        known = {}
+        for name, chain in desired.table.chains.items():
+            text, found = body(chain), live.table.chains.get(name)
+            before = live.memory.bodies.get(text)
+            if found and (ours or before is None) and len(found.digests) == len(chain.rules):
+                known[text] = found.digests
+            elif before is not None:
+                known[text] = before
+        if known != live.memory.bodies:
+            self.each([Remember(replace(live.memory, bodies=known))])
