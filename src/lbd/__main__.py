@@ -1,0 +1,5 @@
+"""`python -m lbd` is the `lbd` command."""
+
+from lbd.cli import main
+
+main()

@@ -1,0 +1,289 @@
+"""The daemon: triggers in, looks at the host, reports out. It wires the parts together and decides little.
+
+One event loop has the triggers, the control socket and the service manager; one thread at a time does
+what may take long (reading files, netlink, the nftables worker), so that the loop never waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import lbd
+from lbd.core import report
+from lbd.core.control import SOCKET_NAME
+from lbd.core.entries import Config
+from lbd.core.pacer import Pacer, Reason
+from lbd.core.report import Actor
+from lbd.core.state import Desired
+from lbd.core.status import Standing, State, document, headline
+from lbd.host.director import Director
+from lbd.host.journal import Journal
+from lbd.host.net_events import NetEvents
+from lbd.host.nft_events import Commit, NftEvents
+from lbd.host.notify import Notify
+from lbd.host.serve import Answer, ControlServer, Request
+from lbd.host.store import Store
+from lbd.host.watch import FileWatch
+from lbd.intent import Intent
+from lbd.packets import PacketPath
+from lbd.reconcile import Outcome, reconcile
+
+# What makes us read the file again. A look for any other reason must not pick up a half-written one.
+FILE_REASONS: frozenset[Reason] = frozenset({"start", "file", "signal", "reload"})
+
+# A look that takes longer than this hangs, and the service manager is not told any more that we are well.
+# Twice the worker's deadline, so that a hanging worker is replaced first.
+LOOK_MOST = 60.0
+
+# Commits by others that are remembered between two looks; past that only their number would grow.
+COMMITS_MOST = 256
+
+# The longest sleep that asyncio need be asked for.
+SLEEP_MOST = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Directories:
+    """Where the daemon keeps its socket and its files (RUNTIME_DIRECTORY, STATE_DIRECTORY)."""
+
+    runtime: Path
+    state: Path
+
+
+class Daemon:
+    """One director's daemon. `run` returns when it is told to stop."""
+
+    def __init__(self, path: Path, directories: Directories) -> None:
+        self.journal = Journal()
+        self.notify = Notify()
+        self.intent = Intent(path, Store(directories.state))
+        self.lost: list[str] = []
+        self.director = Director(self.intent.store, lost=self.lost.append)
+        self.packets = PacketPath(self.journal.send)
+        self.server = ControlServer(directories.runtime / SOCKET_NAME, self._answer, self._answer_failed)
+        self.pacer = Pacer(audit=Config().director.audit)
+        self.wake = asyncio.Event()
+        self.began = time.monotonic()
+        self.look_began: float | None = None
+        self.stopping = self.ready = False
+
+        # What was last applied, and what came of it.
+        self.applied: Desired | None = None
+        self.applied_digest = ""
+        self.outcome: Outcome | None = None
+        self.drifts = 0
+        self.last_drift: dict[str, Any] | None = None
+
+        self.commits: list[Commit] = []
+        self.actors: list[Actor] = []
+        self.waiting: list[asyncio.Future[Answer]] = []
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT. Raises ControlSocketError, and OSError without the rights needed."""
+        loop = asyncio.get_running_loop()
+        await self.server.start()
+        # Listening comes before the first look, or a change between the two would go unseen.
+        self.nft_events, self.net_events = NftEvents(), NetEvents()
+        loop.add_signal_handler(signal.SIGTERM, self._stop)
+        loop.add_signal_handler(signal.SIGINT, self._stop)
+        loop.add_signal_handler(signal.SIGHUP, self._trigger, "signal")
+        loop.add_reader(self.nft_events.fileno(), self._ruleset_changed)
+        loop.add_reader(self.net_events.fileno(), self._net_changed)
+        self.watch = FileWatch(self.intent.path, lambda: self._trigger("file"), loop)
+        heart = loop.create_task(self._beat())
+        self.journal.send(report.started(lbd.__version__, str(self.intent.path)))
+        self._trigger("start")
+        try:
+            while not self.stopping:
+                await self._wait()
+                await self._next_look()
+        finally:
+            heart.cancel()
+            self.notify.stopping()
+            loop.remove_reader(self.nft_events.fileno())
+            loop.remove_reader(self.net_events.fileno())
+            self.packets.follow(None)
+            await self.server.close()
+            self.watch.close()
+            await asyncio.to_thread(self.director.close)
+            self.journal.send(report.stopped())
+            self.journal.close()
+
+    # Triggers.
+
+    def _trigger(self, reason: Reason) -> None:
+        self.pacer.trigger(reason, time.monotonic())
+        self.wake.set()
+
+    def _stop(self) -> None:
+        self.stopping = True
+        self.wake.set()
+
+    def _ruleset_changed(self) -> None:
+        self.commits += self.nft_events.drain()
+        del self.commits[:-COMMITS_MOST]
+        if self.look_began is not None:
+            # The look's own commits are announced too, and not yet known as ours.
+            return
+        foreign = [c for c in self.commits if c.lost or c.generation not in self.director.own]
+        self.commits.clear()
+        if foreign:
+            self.actors += [Actor(c.pid, c.process) for c in foreign if not c.lost]
+            del self.actors[:-COMMITS_MOST]
+            self._trigger("rules")
+
+    def _net_changed(self) -> None:
+        if self.net_events.drain():
+            self._trigger("net")
+
+    async def _beat(self) -> None:
+        """Tell the service manager that the loop turns and that the look under way is not stuck."""
+        interval = self.notify.watchdog_interval
+        while interval:
+            if self.look_began is None or time.monotonic() - self.look_began < LOOK_MOST:
+                self.notify.watchdog()
+            await asyncio.sleep(interval)
+
+    async def _wait(self) -> None:
+        """Wait until a look is due; every trigger may make one due sooner."""
+        left = self.pacer.due - time.monotonic()
+        if left > 0 and not self.stopping:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.wake.wait(), min(left, SLEEP_MOST))
+        self.wake.clear()
+
+    # Looks.
+
+    async def _next_look(self) -> None:
+        reasons = self.pacer.take(time.monotonic())
+        if not reasons or self.stopping:
+            return
+        self.look_began = time.monotonic()
+        # Who asks from now on is told about a later look: this one may have read the file already.
+        waiting, self.waiting = self.waiting, []
+        if self.ready and reasons & {"signal", "reload"}:
+            self.notify.reloading(time.monotonic_ns() // 1000)
+        try:
+            await self._look(reasons, self.look_began)
+        finally:
+            self.look_began = None
+            self._ruleset_changed()
+            for why in self.lost:
+                self.journal.send(report.worker(why))
+            self.lost.clear()
+            self._tell_status()
+            for future in waiting:
+                if not future.done():
+                    future.set_result(self._verdict())
+
+    async def _look(self, reasons: frozenset[Reason], began: float) -> None:
+        if reasons & FILE_REASONS:
+            await self._read_file(reasons, began)
+        now = self.intent.now
+        if now is None:
+            return
+        actors, self.actors = self.actors, []
+        before = self.outcome.problems if self.outcome else ()
+        outcome = self.outcome = await asyncio.to_thread(reconcile, self.director, now.desired)
+        took = time.monotonic() - began
+        # The same wish as at the last look, and yet something to do: somebody else changed the host, or
+        # what the kernel had refused is tried again.
+        drifted = bool(outcome.plan) and self.applied is now.desired and not before
+        if drifted:
+            self._note_drift(outcome, actors, took)
+        elif now.digest != self.applied_digest or reasons & {"signal", "reload"}:
+            self.journal.send(report.applied(outcome.plan, str(self.intent.path), now.digest, took))
+        self.applied, self.applied_digest = now.desired, now.digest
+        if outcome.problems and outcome.problems != before:
+            self.journal.send(report.failed(outcome.problems))
+        if outcome.converged:
+            await self._converged(reasons)
+        self.pacer.done(time.monotonic(), converged=outcome.converged, drift=drifted)
+
+    async def _read_file(self, reasons: frozenset[Reason], began: float) -> None:
+        reading = await asyncio.to_thread(self.intent.read, began, patient=reasons == {"file"})
+        for entry in reading.entries:
+            self.journal.send(entry)
+        if reading.again is not None:
+            self.pacer.later("file", reading.again)
+        self.watch.paths = self.intent.watched
+        if now := self.intent.now:
+            self.pacer.audit = now.config.director.audit
+            self.net_events.watched = frozenset(now.desired.routes)
+            self.packets.follow(now.config)
+
+    async def _converged(self, reasons: frozenset[Reason]) -> None:
+        if not self.ready:
+            self.ready = True
+            self.notify.ready(self._headline())
+            self.journal.send(report.ready(self._headline(), time.monotonic() - self.began))
+        if reasons & FILE_REASONS and not self.intent.refusal:
+            for entry in (await asyncio.to_thread(self.intent.keep)).entries:
+                self.journal.send(entry)
+
+    def _note_drift(self, outcome: Outcome, actors: list[Actor], took: float) -> None:
+        self.drifts += 1
+        self.last_drift = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "operations": len(outcome.plan.lines()),
+            "by": report.who(actors),
+        }
+        self.journal.send(report.drift(outcome.plan, actors, took))
+
+    # What others are told.
+
+    def _standing(self) -> Standing:
+        outcome, now, refusal = self.outcome, self.intent.now, self.intent.refusal
+        problems = outcome.problems if outcome else ()
+        state: State = "converged" if now and self.applied is now.desired else "converging"
+        return Standing(
+            state="degraded" if refusal or problems else state,
+            path=str(self.intent.path),
+            hash=now.digest if now else "",
+            error=refusal.summary if refusal else "",
+            problems=problems,
+            drifts=self.drifts,
+            last_drift=self.last_drift,
+            elements=outcome.elements if outcome else 0,
+            generation=outcome.generation if outcome else 0,
+        )
+
+    def _headline(self) -> str:
+        return headline(self._standing(), self.intent.now.config if self.intent.now else None)
+
+    def _tell_status(self) -> None:
+        if self.ready:
+            # READY=1 ends a reload, and says nothing new otherwise.
+            self.notify.ready(self._headline())
+        else:
+            self.notify.status(self._headline())
+
+    async def _answer(self, request: Request) -> Answer:
+        if request.command == "status":
+            return document(self._standing(), self.intent.now.config if self.intent.now else None)
+        if request.command == "reload":
+            future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+            self.waiting.append(future)
+            self._trigger("reload")
+            return await future
+        return {"ok": False, "error": f"unknown command {request.command!r}", "exit": 2}
+
+    def _verdict(self) -> Answer:
+        """Return what `lbd reload` is told: about the file first, then about the host."""
+        if self.intent.refusal:
+            return {"ok": False, "error": str(self.intent.refusal), "exit": 78}
+        outcome = self.outcome
+        if outcome is None or not outcome.converged:
+            error = "\n".join(outcome.problems) if outcome else "nothing was applied"
+            return {"ok": False, "error": error, "exit": 77 if outcome and outcome.permission else 1}
+        return {"ok": True, "operations": len(outcome.plan.lines())}
+
+    def _answer_failed(self, error: Exception) -> None:
+        self.journal.send(report.degraded(f"the control socket failed: {error!r}"))

@@ -1,0 +1,115 @@
+"""What the file asks for, over time: which reading of it is in force, and why another is not.
+
+It blocks on the disk, so the daemon calls it on a thread of its own; what is to be told is returned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+from lbd.core import report
+from lbd.core.config import parse
+from lbd.core.desired import desired
+from lbd.core.entries import Config
+from lbd.core.entry import Entry
+from lbd.core.source import BadFileError, Source
+from lbd.core.state import Desired
+from lbd.host import files
+from lbd.host.store import Store, StoreError
+
+# Editors truncate before they write: what was good and is now broken gets a second look this many
+# seconds later, before it is called refused.
+SECOND_LOOK = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """A configuration that was read and is to be the host's state; `digest` is of its sources."""
+
+    config: Config
+    desired: Desired
+    sources: tuple[Source, ...]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What came of reading the file: entries for the journal, and when to read again, if at all."""
+
+    entries: tuple[Entry, ...] = ()
+    again: float | None = None
+
+
+class Intent:
+    """The file at `path` and its last good version in `store`."""
+
+    def __init__(self, path: Path, store: Store) -> None:
+        self.path, self.store = path, store
+        self.now: InForce | None = None
+        self.refusal: BadFileError | None = None
+        self.watched: tuple[Path, ...] = ()
+        self._suspect_since: float | None = None
+
+    def read(self, at: float, *, patient: bool) -> Reading:
+        """Read the file at the monotonic time `at`.
+
+        `patient`: a file that was good and is broken is read again later before it is refused. The first
+        reading of all takes the last good version in the place of a refused file.
+        """
+        try:
+            found = files.read(self.path)
+            # Also when they are refused: the mistake may be mended in a drop-in.
+            self.watched = found.watched
+            self._enforce(build(found.sources))
+        except BadFileError as error:
+            if patient and self.now and not self.refusal:
+                self._suspect_since = at if self._suspect_since is None else self._suspect_since
+                if at < self._suspect_since + SECOND_LOOK:
+                    return Reading(again=self._suspect_since + SECOND_LOOK)
+            return Reading(self._refuse(error))
+        self._suspect_since = self.refusal = None
+        return Reading()
+
+    def keep(self) -> Reading:
+        """Keep what is in force as the last good version."""
+        if not self.now:
+            return Reading()
+        try:
+            self.store.save_last_good(self.now.sources)
+        except StoreError as error:
+            return Reading((report.degraded(f"the last good file cannot be kept: {error}"),))
+        return Reading()
+
+    def _enforce(self, new: InForce) -> None:
+        if self.now and self.now.desired == new.desired:
+            # Only words changed. Kept as the same object: what was applied is still what is wanted.
+            new = replace(new, desired=self.now.desired)
+        self.now = new
+
+    def _refuse(self, error: BadFileError) -> tuple[Entry, ...]:
+        news = self.refusal is None or str(self.refusal) != str(error)
+        self.refusal = error
+        said = self._take_last_good() if self.now is None else ()
+        if news:
+            said += (report.refused(error, kept=self.now is not None),)
+        return said
+
+    def _take_last_good(self) -> tuple[Entry, ...]:
+        kept = self.store.last_good()
+        if not kept.value:
+            return (report.degraded(kept.ignored),) if kept.ignored else ()
+        try:
+            self._enforce(build(kept.value))
+        except BadFileError as error:
+            # Kept by another version of lbd, to which it was good.
+            return (report.degraded(f"the last good file is not good any more: {error.summary}"),)
+        return ()
+
+
+def build(sources: tuple[Source, ...]) -> InForce:
+    """Return what the given sources ask for. Raises BadFileError."""
+    config = parse(sources[0], sources[1:])
+    digest = sha256("\0".join(f"{source.path}\0{source.text}" for source in sources).encode())
+    return InForce(config, desired(config), sources, digest.hexdigest())

@@ -1,0 +1,62 @@
+"""The packet path of services with `log`: follows the NFLOG group and tells the journal."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable
+
+from lbd.core import report
+from lbd.core.entries import Config, Service
+from lbd.core.entry import Entry
+from lbd.core.packet import Paths
+from lbd.host.nflog import NfLog
+
+
+class PacketPath:
+    """Bound to a group only while the configuration has a service that logs to one."""
+
+    def __init__(self, say: Callable[[Entry], None]) -> None:
+        self.say = say
+        self.paths = Paths()
+        self.nflog: NfLog | None = None
+
+    def follow(self, config: Config | None) -> None:
+        """Show what `config` asks for from now on; None shows nothing. Runs on the event loop."""
+        logged = [s for s in config.services if s.log != "off"] if config else []
+        wanted = (
+            config.director.log_group if config and logged and config.director.log_target == "nflog" else None
+        )
+        if self.nflog and self.nflog.group != wanted:
+            asyncio.get_running_loop().remove_reader(self.nflog.fileno())
+            self.nflog.close()
+            self.nflog = None
+        self.paths = Paths.of(row for service in logged for row in _rows(service))
+        if wanted is not None and not self.nflog:
+            self._bind(wanted)
+
+    def _bind(self, group: int) -> None:
+        try:
+            self.nflog = NfLog(group)
+        except OSError as error:
+            why = "another process has it" if error.errno == errno.EBUSY else error.strerror
+            self.say(report.degraded(f"packets cannot be shown: NFLOG group {group}: {why}"))
+            return
+        asyncio.get_running_loop().add_reader(self.nflog.fileno(), self._show)
+
+    def _show(self) -> None:
+        if self.nflog:
+            for seen in self.nflog.drain():
+                self.say(report.packet(seen, *self.paths.explain(seen)))
+
+
+def _rows(service: Service) -> list[tuple[str, str, tuple[str, int], list[tuple[str, int]]]]:
+    return [
+        (
+            service.name,
+            listen.protocol,
+            (str(listen.address), listen.port),
+            [(str(backend.address), backend.port or listen.port) for backend in service.backends],
+        )
+        for listen in service.listen
+    ]
