@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import lbd
-from lbd.client import CallError, NoDaemonError, call
+from lbd.client import CallError, call
 
 if TYPE_CHECKING:
     from lbd.core.plan import Plan
@@ -131,7 +131,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from lbd.host.serve import ControlSocketError
 
     try:
-        asyncio.run(Daemon(arguments.config, Directories(_runtime(), _state())).run())
+        with _claim():
+            asyncio.run(Daemon(arguments.config, Directories(_runtime(), _state())).run())
     except ControlSocketError as error:
         raise ExitError(FAILED, str(error)) from error
     except PermissionError as error:
@@ -192,8 +193,7 @@ def _apply(arguments: argparse.Namespace) -> int:
     from lbd.reconcile import reconcile, remove
 
     wish = None if arguments.remove else _wish(arguments.config)
-    _no_daemon()
-    with _director() as host:
+    with _claim(), _director() as host:
         outcome = remove(host) if wish is None else reconcile(host, wish)
     _show_plan(outcome.plan, "text")
     if not outcome.converged:
@@ -228,17 +228,21 @@ def _director() -> Iterator[Director]:
         host.close()
 
 
-def _no_daemon() -> None:
-    """Refuse to work beside a daemon, which would undo or repeat what we do."""
+@contextmanager
+def _claim() -> Iterator[None]:
+    """Be the only lbd that changes this network namespace."""
+    from lbd.host.claim import Claim, ClaimedError
+
+    # The daemon runs as the user that owns the state directory.
+    owners = {_state().stat().st_uid} if _state().exists() else set()
     try:
-        call(_runtime(), "status", {}, STATUS_MOST)
-    except NoDaemonError:
-        return
-    except CallError as error:
-        raise ExitError(FAILED, f"a daemon may be running: {error}") from error
-    raise ExitError(
-        FAILED, "a daemon is running and keeps the host true to its file: use `lbd reload`, or stop it"
-    )
+        claim = Claim({0, os.geteuid(), *owners})
+    except ClaimedError as error:
+        raise ExitError(FAILED, str(error)) from error
+    try:
+        yield
+    finally:
+        claim.close()
 
 
 def _show_plan(plan: Plan, output: str) -> None:
@@ -291,7 +295,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     if os.geteuid() != 0:
         raise ExitError(NO_PERMISSION, "the demo makes network namespaces, which takes root")
-    return run(colour=sys.stdout.isatty() and not arguments.no_colour and "NO_COLOR" not in os.environ)
+    code: int = run(colour=sys.stdout.isatty() and not arguments.no_colour and "NO_COLOR" not in os.environ)
+    return code
 
 
 if __name__ == "__main__":

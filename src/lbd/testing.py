@@ -52,7 +52,6 @@ from lbd.core.state import (
 )
 from lbd.reconcile import RefusedError
 
-
 Thing = TypeVar("Thing")
 
 
@@ -125,7 +124,7 @@ class FakeHost:
         self.generation += 1
         return self.generation
 
-    def apply(self, op: HostOp) -> None:
+    def apply(self, op: HostOp) -> None:  # noqa: C901 - one case per operation
         """Do one operation outside nftables."""
         self.fail(op)
         self.applied.append(str(op))
@@ -157,7 +156,7 @@ def _refuse(op: NftOp, why: str) -> RefusedError:
     return RefusedError(f"nftables: Could not process rule: {why} ({op})")
 
 
-def _step(ruleset: _Ruleset | None, op: NftOp) -> _Ruleset | None:
+def _step(ruleset: _Ruleset | None, op: NftOp) -> _Ruleset | None:  # noqa: C901, PLR0912 - one case per operation
     if isinstance(op, AddTable):
         return ruleset or _Ruleset()
     if ruleset is None:

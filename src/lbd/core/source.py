@@ -121,13 +121,19 @@ def load(source: Source) -> dict[str, Any]:
     if "\0" in text:
         raise _refusal(source, text.index("\0"), "a NUL byte; this is not a text file, or it was cut off")
     if long_key := _LONG_KEY.search(text):
-        raise _refusal(source, long_key.start("key"), f"a key of more than {LONGEST_KEY} parts")
+        raise _refusal(
+            source,
+            long_key.start("key"),
+            f"a key of more than {LONGEST_KEY} parts; none in this file has more than two",
+        )
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise BadFileError([_not_toml(source, str(error))]) from None
     except RecursionError:
-        raise _refusal(source, _deepest(text), "brackets are nested too deeply") from None
+        raise _refusal(
+            source, _deepest(text), "brackets are nested too deeply; four levels are all this file has"
+        ) from None
     except ValueError:
         # The one ValueError that tomllib lets through is Python's bound on the digits of an integer.
         number = _LONG_NUMBER.search(text)

@@ -13,7 +13,7 @@ import os
 import socket
 import struct
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_interface, ip_network
@@ -48,8 +48,8 @@ from lbd.host.net_messages import (
     route_message,
     rule_message,
 )
-from lbd.host.net_socket import KernelError, RouteSocket
-from lbd.host.netlink import attribute, attributes
+from lbd.host.net_socket import Keep, KernelError, RouteSocket
+from lbd.host.netlink import attribute
 from lbd.reconcile import RefusedError
 
 ADD = NLM_F_CREATE | NLM_F_EXCL
@@ -73,6 +73,8 @@ RTA_DST = 1
 IFA_INDEX = 20
 # IFA_PROTO is one byte (since Linux 5.18).
 IFA_PROTO_OURS = attribute(11, bytes([PROTOCOL]))[:5]
+_U32 = struct.Struct("=I")
+_ATTRIBUTE = struct.Struct("=HH")
 
 
 class NetRefusedError(RefusedError):
@@ -115,7 +117,7 @@ class Net:
         """Return all that is ours, and what of the wished `addresses`, `routes` and `rules` is foreign.
 
         For a wished route the whole of its table passes by, since the kernel filters a dump by table and
-        protocol but not by destination: 0.6 us a route, 30 ms for 50,000.
+        protocol but not by destination: 35 ms for 50,000 IPv4 routes, 60 ms for IPv6.
         """
         with _words("read", "addresses, routes and policy rules"):
             names = _names()
@@ -129,9 +131,10 @@ class Net:
             try:
                 self._socket.change(address_message(address, _index), RTM_NEWADDR, ADD)
             except KernelError as error:
-                names = {_index(address.interface): address.interface}
-                if error.code != errno.EEXIST or not self._addresses(names, [address]).get(address):
+                if error.code != errno.EEXIST:
                     raise
+                if not self._addresses(_names(), [address]).get(address):
+                    raise KernelError(error.code, "it is there already and not ours") from None
 
     def delete_address(self, address: Address) -> None:
         """Take an address of ours from an interface.
@@ -166,10 +169,10 @@ class Net:
                 message = route_message(route, PROTOCOL, _index)
                 self._socket.change(message, RTM_NEWROUTE, REPLACE if replace else ADD)
             except KernelError as error:
-                there = self._routes(_names(), [route.key]).get(route.key)
-                if error.code != errno.EEXIST or there is None:
+                if error.code != errno.EEXIST:
                     raise
-                if there.protocol != PROTOCOL or not satisfies(there.route, route):
+                there = self._routes(_names(), [route.key]).get(route.key)
+                if there and (there.protocol != PROTOCOL or not satisfies(there.route, route)):
                     raise KernelError(error.code, f"{there.route}, of protocol {there.protocol}") from None
 
     def delete_route(self, route: Route) -> None:
@@ -212,8 +215,9 @@ class Net:
         interfaces = {address.interface for address in wished}
         indexes = {index for index, name in names.items() if name in interfaces}
 
-        def concerns(part: bytes) -> bool:
-            return IFA_PROTO_OURS in part or struct.unpack_from("=I", part, IFA_INDEX)[0] in indexes
+        def concerns(data: bytes, at: int) -> bool:
+            (size,), (index,) = _U32.unpack_from(data, at), _U32.unpack_from(data, at + IFA_INDEX)
+            return index in indexes or IFA_PROTO_OURS in data[at : at + size]
 
         dump = self._socket.dump(ifaddrmsg, RTM_GETADDR, {}, keep=concerns)
         found = (read_address(message, names) for message in dump)
@@ -264,15 +268,23 @@ def _index(interface: str) -> int:
         raise KernelError(errno.ENODEV, f"interface {interface} does not exist") from None
 
 
-def _goes_to(family: int, destinations: Collection[tuple[int, bytes]]) -> Callable[[bytes], bool]:
+def _goes_to(family: int, destinations: Collection[tuple[int, bytes]]) -> Keep:
     """Return the test for a route message to one of `destinations`, (prefix length, network)."""
     lengths = {length for length, _ in destinations}
 
-    def keep(part: bytes) -> bool:
-        length = part[RTM_DST_LEN]
-        if length not in lengths or part[RTM_FAMILY] != family:
+    def keep(data: bytes, at: int) -> bool:
+        length = data[at + RTM_DST_LEN]
+        if length not in lengths or data[at + RTM_FAMILY] != family:
             return False
-        to = next((value for kind, value in attributes(part, RTM_ATTRIBUTES) if kind == RTA_DST), b"")
+        to = b""
+        if length:
+            # The kernel writes RTA_DST among the first; pyroute2 would take 135 us a route.
+            at += RTM_ATTRIBUTES
+            size, kind = _ATTRIBUTE.unpack_from(data, at)
+            while kind != RTA_DST:
+                at += size + 3 & ~3
+                size, kind = _ATTRIBUTE.unpack_from(data, at)
+            to = data[at + 4 : at + size]
         return (length, to) in destinations
 
     return keep
@@ -302,6 +314,9 @@ def _words(verb: str, thing: object, gone: Collection[int] = ()) -> Iterator[Non
     except OSError as error:
         message = f"cannot {verb} {thing}: the rtnetlink socket failed: {error.strerror or error}"
         raise NetRefusedError(message, permission=isinstance(error, PermissionError)) from None
+    except ValueError as error:
+        # A route to restore comes from a file that somebody may have edited.
+        raise NetRefusedError(f"cannot {verb} {thing}: {error}") from None
 
 
 def _why(error: KernelError) -> str:

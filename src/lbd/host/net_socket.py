@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from pyroute2.netlink import NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK, nlmsg
 
@@ -24,7 +24,6 @@ from lbd.host.netlink import (
     READ,
     REQUEST,
     SOL_NETLINK,
-    DumpInterruptedError,
     attributes,
 )
 
@@ -38,7 +37,15 @@ NOTHING_THERE = (errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
 
 NLMSGERR_ATTR_MSG = 1
 _HEADER = struct.Struct("=IHHII")
+_LAST = (NLMSG_ERROR, NLMSG_DONE)
 _REQUEST_AT = 20  # where an error message repeats the request that it is about
+
+Keep = Callable[[bytes, int], bool]
+"""Tells whether the message that begins, with its netlink header, at an offset of a datagram is wanted."""
+
+
+def _everything(_data: bytes, _at: int) -> bool:
+    return True
 
 
 class KernelError(Exception):
@@ -67,8 +74,7 @@ class RouteSocket:
 
     def change(self, message: nlmsg, kind: int, flags: int = 0) -> None:
         """Do what one request says."""
-        for _ in self._ask(message, kind, ACK | flags):
-            pass
+        self._ask(message, kind, ACK | flags, _everything)
 
     def dump(
         self,
@@ -76,64 +82,57 @@ class RouteSocket:
         kind: int,
         fields: Mapping[str, int],
         attrs: Collection[tuple[str, object]] = (),
-        keep: Callable[[bytes], bool] = lambda _: True,
+        keep: Keep = _everything,
     ) -> list[nlmsg]:
-        """Return what the kernel has, decoded.
-
-        It filters by `fields` and `attrs`; of what it gives, those messages are kept whose bytes (from the
-        netlink header on) pass `keep`.
-        """
+        """Return what the kernel has, decoded: it filters by `fields` and `attrs`, then we do by `keep`."""
         kept: list[bytes] = []
         for _ in range(DUMP_ATTEMPTS):
             request = form()
             request.update(fields)
             request["attrs"] = list(attrs)
-            kept.clear()
             try:
-                kept.extend(filter(keep, self._ask(request, kind, DUMP)))
-            except DumpInterruptedError:
-                continue
+                kept, of_one_moment = self._ask(request, kind, DUMP, keep)
             except KernelError as error:
-                if error.code not in NOTHING_THERE:
-                    raise
-            break
+                if error.code in NOTHING_THERE:
+                    return []
+                raise
+            if of_one_moment:
+                break
         return [_decoded(form, part) for part in kept]
 
-    def _ask(self, message: nlmsg, kind: int, flags: int) -> Iterator[bytes]:
+    def _ask(self, message: nlmsg, kind: int, flags: int, keep: Keep) -> tuple[list[bytes], bool]:
         self._sequence += 1
         message["header"]["type"] = kind
         message["header"]["flags"] = REQUEST | flags
         message["header"]["sequence_number"] = self._sequence
         message.encode()
         try:
-            yield from self._answer(bytes(message.data))
+            if self._socket is None:
+                self._socket = _connect()
+            self._socket.send(message.data)
+            return self._answer(self._socket, keep)
         except OSError:
             self.close()
             raise
 
-    def _answer(self, request: bytes) -> Iterator[bytes]:
-        if self._socket is None:
-            self._socket = _connect()
-        self._socket.send(request)
-        interrupted = 0
+    def _answer(self, sock: socket.socket, keep: Keep) -> tuple[list[bytes], bool]:
+        """Return the messages of the answer that pass `keep`, and whether they are of one moment."""
+        kept: list[bytes] = []
+        seen = 0
         while True:
-            data = self._socket.recv(READ)
+            data = sock.recv(READ)
             at = 0
             while at < len(data):
                 size, kind, flags, sequence, _ = _HEADER.unpack_from(data, at)
-                part = data[at : at + size]
+                if sequence == self._sequence:
+                    seen |= flags
+                    if kind in _LAST:
+                        if error := _error(data[at : at + size], kind):
+                            raise error
+                        return kept, not seen & DUMP_INTR
+                    if keep(data, at):
+                        kept.append(data[at : at + size])
                 at += size + 3 & ~3
-                if sequence != self._sequence:
-                    continue
-                interrupted |= flags & DUMP_INTR
-                if kind not in (NLMSG_ERROR, NLMSG_DONE):
-                    yield part
-                    continue
-                if error := _error(part, kind):
-                    raise error
-                if interrupted:
-                    raise DumpInterruptedError
-                return
 
 
 def _connect() -> socket.socket:

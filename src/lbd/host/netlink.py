@@ -32,10 +32,6 @@ _ATTRIBUTE = struct.Struct("=HH")
 HEADER_SIZE = _HEADER.size
 
 
-class DumpInterruptedError(Exception):
-    """The kernel says that what we read changed while we read it."""
-
-
 def connect(*, receive_buffer: int = 0) -> socket.socket:
     """Open a netfilter netlink socket; a receive buffer over the system's limit needs CAP_NET_ADMIN."""
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
@@ -102,24 +98,20 @@ _sequence = count(1)
 def ask(sock: socket.socket, kind: int, flags: int, payload: bytes) -> Iterator[bytes]:
     """Send a request and give the payload of each answer until the kernel says it is done.
 
-    Raises OSError with the kernel's errno, and DumpInterruptedError when a dump is not of one moment.
+    Raises OSError with the kernel's errno. Whether a dump is of one moment is for the caller to find out.
     """
     # An answer that an earlier caller did not read to its end is still queued: ours has our number.
     sequence = next(_sequence) & 0xFFFFFFFF
     # The acknowledgement ends the answer of a request that is not a dump; a dump ends with DONE.
     sock.send(message(kind, REQUEST | flags | (0 if flags & DUMP else ACK), payload, sequence))
-    interrupted = False
     while True:
         for got in messages(sock.recv(READ)):
             if got.sequence != sequence:
                 continue
-            interrupted |= bool(got.flags & DUMP_INTR)
             if got.kind not in (NLMSG_ERROR, NLMSG_DONE):
                 yield got.payload
                 continue
             code = int.from_bytes(got.payload[:4], sys.byteorder, signed=True)
             if code:
                 raise OSError(-code, os.strerror(-code))
-            if interrupted:
-                raise DumpInterruptedError
             return

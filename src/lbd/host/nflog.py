@@ -10,7 +10,7 @@ from typing import Literal
 from lbd.core.packet import Packet, parse
 from lbd.host import netlink
 
-CONFIG = 4 << 8 | 1  # NFNL_SUBSYS_ULOG, NFULNL_MSG_CONFIG
+PACKET, CONFIG = 4 << 8 | 0, 4 << 8 | 1  # NFNL_SUBSYS_ULOG and NFULNL_MSG_*
 CFG_CMD, CFG_MODE = 1, 2
 BIND, COPY_PACKET = 1, 2
 INDEV, OUTDEV, PAYLOAD, PREFIX = 4, 5, 9, 10
@@ -58,21 +58,21 @@ class NfLog:
                 if error.errno == errno.ENOBUFS:
                     continue
                 raise
-            for message in netlink.messages(data):
-                if message.kind == 4 << 8 and (packet := self._packet(message.payload)):
-                    packets.append(packet)
+            read = (_packet(message.payload) for message in netlink.messages(data) if message.kind == PACKET)
+            packets += [packet for packet in read if packet]
         return packets
 
     def _config(self, attributes: bytes) -> None:
         payload = struct.pack("!BBH", socket.AF_UNSPEC, 0, self.group) + attributes
         list(netlink.ask(self._sock, CONFIG, 0, payload))
 
-    def _packet(self, payload: bytes) -> Packet | None:
-        found = dict(netlink.attributes(payload, 4))
-        direction: Literal["in", "out"] = "out" if OUTDEV in found else "in"
-        index = found.get(OUTDEV) or found.get(INDEV) or b"\0\0\0\0"
-        try:
-            interface = socket.if_indextoname(struct.unpack("!I", index)[0])
-        except OSError:
-            interface = "?"
-        return parse(direction, interface, found.get(PAYLOAD, b""))
+
+def _packet(payload: bytes) -> Packet | None:
+    found = dict(netlink.attributes(payload, 4))
+    direction: Literal["in", "out"] = "out" if OUTDEV in found else "in"
+    index = found.get(OUTDEV) or found.get(INDEV) or b"\0\0\0\0"
+    try:
+        interface = socket.if_indextoname(struct.unpack("!I", index)[0])
+    except OSError:
+        interface = "?"
+    return parse(direction, interface, found.get(PAYLOAD, b""))

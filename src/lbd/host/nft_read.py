@@ -39,9 +39,8 @@ GEN_ID = 1
 FLAG_MAP, FLAG_CONCAT, FLAG_EXPR = 0x8, 0x80, 0x100
 TYPE_VERDICT = 0xFFFFFF00
 
-# A read starts over when somebody changes a ruleset meanwhile (the chains and rules are of one moment
-# only if nobody did). After this many the host is in a storm, and the error says so.
-TRIES = 50
+# After this many reads that were not of one moment our own table is in a storm, and the error says so.
+TRIES = 20
 
 POINTS = {0: "prerouting", 1: "input", 2: "forward", 3: "output", 4: "postrouting"}
 VERDICTS = {0: "drop", 1: "accept", -1: "continue", -2: "break", -3: "jump", -4: "goto", -5: "return"}
@@ -68,23 +67,23 @@ def generation(sock: socket.socket) -> int:
 def read(sock: socket.socket, schema: Mapping[str, Map]) -> tuple[LiveTable | None, int]:
     """Return our table (None when it is not there) and the generation it was read at.
 
-    `schema` tells how the elements of each map are to be decoded. Raises TimeoutError when others
-    change rulesets so fast that no read is of one moment.
+    `schema` tells how the elements of each map are to be decoded. A read is of one moment when nobody
+    committed meanwhile. On a host where others commit all the time, two equal reads will do: a change to
+    our table would have made them differ, and is announced besides. Raises TimeoutError without either.
     """
-    table = None
-    for _ in range(TRIES):
+    last: LiveTable | None = None
+    for attempt in range(TRIES):
         before = generation(sock)
         try:
             table = _read(sock, schema)
-        except netlink.DumpInterruptedError:
-            continue
-        except OSError as error:
+        except (OSError, KeyError) as error:
             # Something vanished between listing it and reading it.
-            if error.errno != errno.ENOENT:
+            if isinstance(error, OSError) and error.errno != errno.ENOENT:
                 raise
             continue
-        if generation(sock) == before:
+        if generation(sock) == before or (attempt and table == last):
             return table, before
+        last = table
     raise TimeoutError(f"the ruleset changed {TRIES} times while it was read")
 
 
@@ -132,8 +131,8 @@ def _hook(chain: Mapping[int, bytes]) -> Hook | None:
     hook = dict(netlink.attributes(chain[CHAIN_HOOK]))
     number, priority = struct.unpack("!I", hook[HOOK_NUMBER])[0], struct.unpack("!i", hook[HOOK_PRIORITY])[0]
     # Somebody may have put a chain into our table that is none we would make.
-    kind = cast(Literal["nat", "filter"], _name(chain[CHAIN_TYPE]))
-    return Hook(kind, cast(Literal["prerouting", "postrouting"], POINTS.get(number, "?")), priority)
+    kind = cast("Literal['nat', 'filter']", _name(chain[CHAIN_TYPE]))
+    return Hook(kind, cast("Literal['prerouting', 'postrouting']", POINTS.get(number, "?")), priority)
 
 
 def _rules(sock: socket.socket) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lbd.core.config.conflicts import Finding, Place
 
 # What an entry is called by in a message.
-_CALLED_BY = {"service": "name", "address": "address", "route": "to", "rule": "priority"}
+_CALLED_BY = {"service": "name", "address": "address", "route": "to", "rule": "from"}
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,7 @@ def refusal(
     problems = [(finding.place.file, _problem(finding, files)) for finding in found]
     problems.extend(broken)
     problems.sort(key=lambda at: (at[0], at[1].line or 0, at[1].column or 0))
-    # Two checks may say the same of one place.
-    return BadFileError(dict.fromkeys(each for _, each in problems))
+    return BadFileError(each for _, each in problems)
 
 
 def _problem(finding: Finding, files: Sequence[Data]) -> Problem:
@@ -61,22 +60,19 @@ def _label(path: Path, data: dict[str, Any]) -> list[str]:
     """Return `service "web"` and the keys that lead to the value, as far as the file has them."""
     label: list[str] = []
     here: Any = data
-    for i, step in enumerate(path):
+    for step in path:
         try:
             here = here[step]
         except (KeyError, IndexError, TypeError):
             break
         if isinstance(step, str):
             label.append(step)
-        elif i == 1:
-            name = (
-                here.get(_CALLED_BY[label[0]]) if isinstance(here, dict) and label[0] in _CALLED_BY else None
-            )
-            label[0] += (
-                f" {quote(name)}"
-                if isinstance(name, str)
-                else f" {name}"
-                if type(name) is int
-                else f" {step + 1}"
-            )
+        elif len(label) == 1 and label[0] in _CALLED_BY:
+            label[0] += f" {_name(here, _CALLED_BY[label[0]], step + 1)}"
     return label
+
+
+def _name(entry: Any, key: str, number: int) -> str:
+    """Return what the entry calls itself, or its number among its kind."""
+    name = entry.get(key) if isinstance(entry, dict) else None
+    return quote(name) if isinstance(name, str) else str(number)

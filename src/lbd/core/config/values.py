@@ -43,11 +43,11 @@ def described(value: object) -> str:
     """Return a value that is of the wrong type, in few words."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int) and abs(value) < 10**20:
+    if isinstance(value, float) or (isinstance(value, int) and abs(value) < 10**20):
         return f"the number {value}"
     if isinstance(value, str):
         return quote(value)
-    return KINDS.get(type(value), "a number" if isinstance(value, float) else "a date or time")
+    return KINDS.get(type(value), "a date or time")
 
 
 def include_pattern(text: str) -> str:
@@ -100,6 +100,8 @@ def duration(text: str) -> float:
 
 def listen(text: str) -> Listen:
     """Return a listen address from "192.0.2.1:80", "[2001:db8::1]:80" or either with "/udp"."""
+    if not text:
+        raise ValueError('the text is empty; write an address and a port, as in "192.0.2.1:80"')
     body, slash, suffix = text.partition("/")
     protocol = _protocol(suffix) if slash else "tcp"
     host, port = _split(body)
@@ -190,9 +192,7 @@ def interface_address(text: str) -> InterfaceAddress:
     if isinstance(whole, IPv4Interface) and whole.network.prefixlen < POINT_TO_POINT:
         reserved = {whole.network.network_address, whole.network.broadcast_address}
         if found in reserved:
-            raise ValueError(
-                f"{whole} is the first or last address of its network, which no host has; write the host's own"
-            )
+            raise ValueError(f"{whole} is the first or last address of its network; write that of a host")
     return whole
 
 
@@ -212,7 +212,7 @@ def port_number(text: str) -> int:
     if text == "*":
         raise ValueError(f"a service on any port is {LATER}")
     low, dash, high = text.partition("-")
-    if dash:
+    if low and dash:
         if port_number(low) > port_number(high):
             raise ValueError(f"port range {quote(text)} ends before it begins")
         raise ValueError(f"a range of ports is {LATER}")
