@@ -1,7 +1,8 @@
 """A strict in-memory host: the kernel as far as a Plan can tell, for tests that need no root.
 
 It refuses what the kernel refuses (adding what is there, deleting what is not or is still referred to)
-and commits all or nothing. tests/kernel/test_fake.py holds it against the real kernel with the same plans.
+and commits all or nothing; of two kernels it is the stricter. tests/kernel/test_fake.py holds it against
+the real one with the same plans.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv6Address, ip_interface
 from typing import TypeVar
 
 from lbd.core.ops import (
@@ -40,6 +41,7 @@ from lbd.core.state import (
     PROTOCOL,
     Address,
     Desired,
+    FieldType,
     Hook,
     Live,
     LiveChain,
@@ -54,6 +56,9 @@ from lbd.reconcile import RefusedError
 
 Thing = TypeVar("Thing")
 
+# Where the fake kernel finds the gateway of a route that names no interface.
+GATEWAYS_AT = "eth1"
+
 
 @dataclass
 class _Chain:
@@ -66,6 +71,24 @@ class _Ruleset:
     chains: dict[str, _Chain] = field(default_factory=dict)
     maps: dict[str, Map] = field(default_factory=dict)
     elements: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def copy(self) -> _Ruleset:
+        return _Ruleset(
+            {name: _Chain(chain.hook, list(chain.rules)) for name, chain in self.chains.items()},
+            dict(self.maps),
+            {name: dict(items) for name, items in self.elements.items()},
+        )
+
+    def targets(self) -> set[str]:
+        """Return the chains that a rule or an element goes to."""
+        rules = (rule for chain in self.chains.values() for rule in chain.rules)
+        data = (data for items in self.elements.values() for data in set(items.values()))
+        return {name for text in (*rules, *data) for name in TARGET.findall(text)}
+
+
+# What a rule or the data of an element names.
+TARGET = re.compile(r"\b(?:goto|jump) ([\w.-]+)")
+MAP = re.compile(r"@(\w+)")
 
 
 def digest(rule: str) -> str:
@@ -81,7 +104,9 @@ class FakeHost:
         self.addresses: dict[Address, bool] = {}
         self.routes: dict[RouteKey, LiveRoute] = {}
         self.rules: dict[Rule, bool] = {}
-        self.sysctls = sysctls or {"net.ipv4.ip_forward": "0", "net.ipv6.conf.all.forwarding": "0"}
+        if sysctls is None:
+            sysctls = {"net.ipv4.ip_forward": "0", "net.ipv6.conf.all.forwarding": "0"}
+        self.sysctls = sysctls
         self.memory = Memory()
         self.generation = 1
         self.applied: list[str] = []
@@ -109,54 +134,79 @@ class FakeHost:
         chains = {n: LiveChain(tuple(map(digest, c.rules)), c.hook) for n, c in self.ruleset.chains.items()}
         # How a map was declared cannot be read back from the kernel.
         maps = {name: replace(shape, typeof="") for name, shape in self.ruleset.maps.items()}
-        return LiveTable(chains, maps, deepcopy(self.ruleset.elements))
+        return LiveTable(chains, maps, self.ruleset.copy().elements)
 
     def commit(self, ops: Sequence[NftOp]) -> int:
         """Do all of `ops`, or none."""
         self.fail(ops)
-        draft = deepcopy(self.ruleset)
+        draft = self.ruleset.copy() if self.ruleset else None
+        # Before Linux 6.2 a chain cannot go in the transaction that drops its last reference.
+        held = draft.targets() if draft else set()
         for op in ops:
-            draft = _step(draft, op)
-        if draft is not None:
-            _check(draft)
+            draft = _step(draft, op, held)
         self.ruleset = draft
         self.applied += map(str, ops)
         self.generation += 1
         return self.generation
 
-    def apply(self, op: HostOp) -> None:  # noqa: C901 - one case per operation
+    def apply(self, op: HostOp) -> None:  # noqa: C901, PLR0912 - one case for each operation
         """Do one operation outside nftables."""
         self.fail(op)
-        self.applied.append(str(op))
         match op:
             case Remember(memory):
                 self.memory = memory
             case SetSysctl(name, value):
+                if name not in self.sysctls:
+                    raise _refuse(op, "No such file or directory")
                 self.sysctls[name] = value
             case AddAddress(address):
+                same = [there for there in self.addresses if _same_address(there, address)]
+                if same and not self.addresses.get(address):
+                    raise _refuse(op, "File exists")
                 self.addresses[address] = True
             case DeleteAddress(address):
-                self.addresses.pop(address, None)
+                _drop_ours(self.addresses, address)
             case AddPolicyRule(rule):
+                # The kernel would keep both; a plan never asks for that.
+                if not self.rules.get(rule, True):
+                    raise _refuse(op, "File exists")
                 self.rules[rule] = True
             case DeletePolicyRule(rule):
-                self.rules.pop(rule, None)
+                _drop_ours(self.rules, rule)
             case AddRoute(route, replacing):
                 if route.key in self.routes and not replacing:
-                    raise RefusedError(f"{route}: File exists")
-                self.routes[route.key] = LiveRoute(route, PROTOCOL)
+                    raise _refuse(op, "File exists")
+                way = replace(route, interface=route.interface or GATEWAYS_AT)
+                self.routes[route.key] = LiveRoute(way, PROTOCOL)
             case RestoreRoute(live):
                 self.routes[live.route.key] = live
             case DeleteRoute(route):
-                if self.routes.get(route.key, LiveRoute(route, 0)).protocol == PROTOCOL:
+                if route.key in self.routes and self.routes[route.key].protocol == PROTOCOL:
                     del self.routes[route.key]
+        self.applied.append(str(op))
 
 
-def _refuse(op: NftOp, why: str) -> RefusedError:
-    return RefusedError(f"nftables: Could not process rule: {why} ({op})")
+def _same_address(one: Address, other: Address) -> bool:
+    """Tell whether the kernel holds two addresses to be the same: IPv6 does not look at the prefix."""
+    if one == other:
+        return True
+    here, there = ip_interface(one.address), ip_interface(other.address)
+    return one.interface == other.interface and here.version == 6 and here.ip == there.ip  # noqa: PLR2004
 
 
-def _step(ruleset: _Ruleset | None, op: NftOp) -> _Ruleset | None:  # noqa: C901, PLR0912 - one case per operation
+def _drop_ours(things: dict[Thing, bool], thing: Thing) -> None:
+    if things.get(thing):
+        del things[thing]
+
+
+def _refuse(op: NftOp | HostOp, why: str) -> RefusedError:
+    return RefusedError(f"{why} ({op})")
+
+
+def _step(  # noqa: C901, PLR0912 - one case for each operation
+    ruleset: _Ruleset | None, op: NftOp, held: set[str]
+) -> _Ruleset | None:
+    """Do one operation of a transaction; `held` are the chains that something went to before it."""
     if isinstance(op, AddTable):
         return ruleset or _Ruleset()
     if ruleset is None:
@@ -172,28 +222,28 @@ def _step(ruleset: _Ruleset | None, op: NftOp) -> _Ruleset | None:  # noqa: C901
         case FlushChain(name):
             _there(ruleset.chains, name, op).rules.clear()
         case DeleteChain(name):
-            if _there(ruleset.chains, name, op).rules:
+            # Its rules go with it.
+            _there(ruleset.chains, name, op).rules.clear()
+            if name in held | ruleset.targets():
                 raise _refuse(op, "Device or resource busy")
             del ruleset.chains[name]
         case AddRule(name, rule):
-            _there(ruleset.chains, name, op).rules.append(rule)
+            chain = _there(ruleset.chains, name, op)
+            for named in MAP.findall(rule):
+                _there(ruleset.maps, named, op)
+            _reachable(ruleset, rule, op)
+            chain.rules.append(rule)
         case AddMap(name, shape):
             if name in ruleset.maps:
                 raise _refuse(op, "File exists")
             ruleset.maps[name], ruleset.elements[name] = shape, {}
         case DeleteMap(name):
             _there(ruleset.maps, name, op)
-            if any(f"@{name}" in rule.split() for chain in ruleset.chains.values() for rule in chain.rules):
+            if any(name in MAP.findall(rule) for chain in ruleset.chains.values() for rule in chain.rules):
                 raise _refuse(op, "Device or resource busy")
             del ruleset.maps[name], ruleset.elements[name]
         case AddElements(name, _, items):
-            elements = _there(ruleset.elements, name, op)
-            for key, data in items:
-                if elements.get(key, data) != data:
-                    raise _refuse(op, "File exists")
-                elements[key] = data
-            if len(elements) > ruleset.maps[name].size:
-                raise _refuse(op, "Too many open files in system")
+            _add(ruleset, name, items, op)
         case DeleteElements(name, _, keys):
             elements = _there(ruleset.elements, name, op)
             for key in keys:
@@ -202,25 +252,50 @@ def _step(ruleset: _Ruleset | None, op: NftOp) -> _Ruleset | None:  # noqa: C901
     return ruleset
 
 
+def _add(ruleset: _Ruleset, name: str, items: Sequence[tuple[str, str]], op: NftOp) -> None:
+    elements, shape = _there(ruleset.elements, name, op), ruleset.maps[name]
+    for key, data in items:
+        fits = _fits(key, shape.key) and (shape.data == "verdict" or _fits(data, shape.data))
+        if not fits:
+            raise _refuse(op, f"syntax error at {key} : {data}")
+        if elements.get(key, data) != data:
+            raise _refuse(op, "File exists")
+        elements[key] = data
+    for verdict in {data for _, data in items} if shape.data == "verdict" else ():
+        _reachable(ruleset, verdict, op)
+    if len(elements) > shape.size:
+        raise _refuse(op, "Too many open files in system")
+
+
 def _there(things: dict[str, Thing], name: str, op: NftOp) -> Thing:
     if name not in things:
         raise _refuse(op, "No such file or directory")
     return things[name]
 
 
-def _check(ruleset: _Ruleset) -> None:
-    """Refuse a ruleset with loose ends: rules that name no map, elements that go to no chain."""
-    named = {
-        name
-        for chain in ruleset.chains.values()
-        for rule in chain.rules
-        for name in re.findall(r"@(\w+)", rule)
-    }
-    gone = {
-        data.split()[1]
-        for items in ruleset.elements.values()
-        for data in items.values()
-        if data.startswith("goto ")
-    }
-    if loose := (named - ruleset.maps.keys()) | (gone - ruleset.chains.keys()):
-        raise RefusedError(f"nftables: No such file or directory ({', '.join(sorted(loose))})")
+def _reachable(ruleset: _Ruleset, text: str, op: NftOp) -> None:
+    """Refuse a way to a chain that is not there, or that has a hook."""
+    for name in TARGET.findall(text):
+        if _there(ruleset.chains, name, op).hook:
+            raise _refuse(op, "Operation not supported")
+
+
+# Fields as the kernel's reader writes them; in another form an element would never be found again.
+FIELDS: dict[FieldType, Callable[[str], bool]] = {
+    "ipv4_addr": lambda text: str(IPv4Address(text)) == text,
+    "ipv6_addr": lambda text: str(IPv6Address(text)) == text,
+    "inet_proto": {"tcp", "udp"}.__contains__,
+    "inet_service": lambda text: str(int(text)) == text and int(text) < 1 << 16,
+    "ifname": lambda text: 0 < len(text) < 16,  # noqa: PLR2004 - IFNAMSIZ
+    "index": lambda text: str(int(text)) == text,
+}
+
+
+def _fits(text: str, fields: tuple[FieldType, ...]) -> bool:
+    words = text.split(" . ") if text else []
+    try:
+        return len(words) == len(fields) and all(
+            FIELDS[field](word) for field, word in zip(fields, words, strict=True)
+        )
+    except ValueError:
+        return False

@@ -6,7 +6,6 @@ A path may lead to anything: a FIFO that never ends, a device, a file of 1 GiB. 
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import stat
 from dataclasses import dataclass
@@ -32,13 +31,10 @@ _KINDS = (
 class FileSet:
     """The main file and those it includes, as they were read.
 
-    `digest` is the SHA-256, in hexadecimal, of their paths and bytes. `newest` is the latest modification
-    time, in seconds since the epoch. `watched` are glob patterns whose matches are these files.
+    `watched` are glob patterns whose matches are these files.
     """
 
     sources: tuple[Source, ...]
-    digest: str
-    newest: float
     watched: tuple[Path, ...]
 
 
@@ -46,7 +42,6 @@ class FileSet:
 class _Read:
     path: str
     data: bytes
-    modified: float
 
 
 def read(path: Path) -> FileSet:
@@ -70,8 +65,6 @@ def read(path: Path) -> FileSet:
     directory = Path(glob.escape(str(path.absolute().parent)))
     return FileSet(
         sources=tuple(sources),
-        digest=_digest(files),
-        newest=max(file.modified for file in files),
         watched=(directory / glob.escape(path.name), *(directory / pattern for pattern in patterns)),
     )
 
@@ -111,7 +104,7 @@ def _read(path: Path, limit: int) -> _Read:
         os.close(fd)
     if len(data) > limit:
         raise _refused(path, f"is too large; all files of a configuration have {LARGEST >> 20} MiB at most")
-    return _Read(str(path), data, status.st_mtime)
+    return _Read(str(path), data)
 
 
 def _bounded(fd: int, limit: int) -> bytes:
@@ -122,13 +115,3 @@ def _bounded(fd: int, limit: int) -> bytes:
 
 def _refused(path: Path, message: str) -> BadFileError:
     return BadFileError([Problem(str(path), None, None, message, "")])
-
-
-def _digest(files: list[_Read]) -> str:
-    """Return the SHA-256 of paths and bytes, each led by its length."""
-    digest = hashlib.sha256()
-    for file in files:
-        for part in (os.fsencode(file.path), file.data):
-            digest.update(len(part).to_bytes(8, "big"))
-            digest.update(part)
-    return digest.hexdigest()

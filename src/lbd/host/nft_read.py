@@ -36,7 +36,7 @@ DATA_VALUE, DATA_VERDICT = 1, 2
 VERDICT_CODE, VERDICT_CHAIN = 1, 2
 GEN_ID = 1
 
-FLAG_MAP, FLAG_CONCAT, FLAG_EXPR = 0x8, 0x80, 0x100
+FLAG_ANONYMOUS, FLAG_MAP, FLAG_CONCAT, FLAG_EXPR = 0x1, 0x8, 0x80, 0x100
 TYPE_VERDICT = 0xFFFFFF00
 
 # After this many reads that were not of one moment our own table is in a storm, and the error says so.
@@ -144,6 +144,10 @@ def _rules(sock: socket.socket) -> Iterator[tuple[str, str]]:
 def _maps(sock: socket.socket, schema: Mapping[str, Map]) -> Iterator[tuple[str, Map]]:
     for found in _dump(sock, GETSET):
         name = _name(found[SET_NAME])
+        flags = struct.unpack("!I", found.get(SET_FLAGS, bytes(4)))[0]
+        if flags & FLAG_ANONYMOUS:
+            # Part of somebody's rule: it goes with the rule, and only so.
+            continue
         description = dict(netlink.attributes(found.get(SET_DESC, b"")))
         size = struct.unpack("!I", description.get(DESC_SIZE, b"\0\0\0\0"))[0]
         want = schema.get(name)

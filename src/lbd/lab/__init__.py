@@ -1,0 +1,1 @@
+"""Network namespaces as hosts: one lab for the tests and for the demo."""
