@@ -39,7 +39,10 @@ class PacketPath:
         try:
             self.nflog = NfLog(group)
         except OSError as error:
-            why = "another process has it" if error.errno == errno.EBUSY else error.strerror
+            # EPERM also means that somebody else has the group (nfulnl_recv_config). A daemon that lacks the
+            # right itself does not come this far.
+            taken = error.errno in (errno.EBUSY, errno.EPERM)
+            why = "another process has it" if taken else error.strerror
             self.say(report.degraded(f"packets cannot be shown: NFLOG group {group}: {why}"))
             return
         asyncio.get_running_loop().add_reader(self.nflog.fileno(), self._show)

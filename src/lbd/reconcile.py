@@ -91,8 +91,8 @@ def _reconcile(host: Host, desired: Desired) -> Outcome:
     if run.transaction(todo.swap):
         run.transaction(todo.collect)
         run.each(todo.after)
-    if any(isinstance(op, AddRule) for op in todo.swap):
-        run.learn(desired)
+        if any(isinstance(op, AddRule) for op in todo.swap):
+            run.learn(desired)
     live = host.read(desired)
     # What the kernel refused is told as such, not as what is left.
     left = () if run.refused else diff(live, desired).lines()
@@ -127,11 +127,22 @@ class _Run:
         self.generation = 0
 
     def each(self, ops: Iterable[HostOp]) -> None:
+        """Do all that can be done, but never lose what is to be put back one day.
+
+        It is noted first, so without the note nothing else is done; it is forgotten last, so not when
+        something before that was refused.
+        """
+        refused = len(self.refused)
         for op in ops:
+            remember = isinstance(op, Remember)
+            if remember and len(self.refused) > refused:
+                return
             try:
                 self.host.apply(op)
             except RefusedError as error:
                 self._note(error)
+                if remember:
+                    return
 
     def transaction(self, ops: Sequence[NftOp]) -> bool:
         if not ops:

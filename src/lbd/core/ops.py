@@ -157,7 +157,7 @@ class AddAddress:
     address: Address
 
     def __str__(self) -> str:
-        return f"add address {self.address}"
+        return f"add {self.address}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ class DeleteAddress:
     address: Address
 
     def __str__(self) -> str:
-        return f"delete address {self.address}"
+        return f"delete {self.address}"
 
 
 @dataclass(frozen=True, slots=True)

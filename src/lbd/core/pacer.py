@@ -63,8 +63,9 @@ class Pacer:
         if now >= self._next_audit:
             self.reasons.setdefault("audit", now)
         due = frozenset(reason for reason, at in self.reasons.items() if at <= now)
-        for reason in due:
-            del self.reasons[reason]
+        # Whatever a look is for, it answers what changed on the host: no second look for that.
+        for reason in due | {"rules", "net"} if due else due:
+            self.reasons.pop(reason, None)
         if "file" in due:
             self._first_file = None
         self._next_audit = now + self.audit

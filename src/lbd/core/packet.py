@@ -51,11 +51,11 @@ def parse(direction: Direction, interface: str, data: bytes) -> Packet | None:
     version = data[0] >> 4 if data else 0
     source: IPv4Address | IPv6Address
     destination: IPv4Address | IPv6Address
-    if version == 4 and len(data) >= IPV4_LEAST:  # noqa: PLR2004 - the version field
-        header = (data[0] & 0xF) * 4
+    header = (data[0] & 0xF) * 4 if version == 4 else IPV6_HEADER  # noqa: PLR2004 - the version field
+    if version == 4 and len(data) >= IPV4_LEAST <= header:  # noqa: PLR2004
         protocol, source, destination = data[9], IPv4Address(data[12:16]), IPv4Address(data[16:20])
     elif version == 6 and len(data) >= IPV6_HEADER:  # noqa: PLR2004
-        header, protocol = IPV6_HEADER, data[6]
+        protocol = data[6]
         source, destination = IPv6Address(data[8:24]), IPv6Address(data[24:40])
     else:
         return None

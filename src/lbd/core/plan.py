@@ -8,7 +8,7 @@ the host in a state from which the next plan ends in the same place.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from lbd.core.ops import (
@@ -34,7 +34,20 @@ from lbd.core.ops import (
     RestoreRoute,
     SetSysctl,
 )
-from lbd.core.state import PROTOCOL, Chain, Desired, Live, LiveChain, LiveTable, Map, Memory, Route, Table
+from lbd.core.state import (
+    PROTOCOL,
+    Address,
+    Chain,
+    Desired,
+    Live,
+    LiveChain,
+    LiveTable,
+    Map,
+    Memory,
+    Route,
+    RouteKey,
+    Table,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,15 +154,19 @@ class _Net:
     def __init__(self, live: Live, desired: Desired) -> None:
         self.live, self.desired = live, desired
         self.sysctls, self.routes = dict(live.memory.sysctls), dict(live.memory.routes)
+        self.stand: set[RouteKey] = set()  # where a route of ours is to stand
         self.unsafe: list[str] = []
 
     def ops(self) -> tuple[list[HostOp], list[HostOp], list[str]]:
         live, want = self.live, self.desired
         addresses = sorted(want.addresses - live.addresses.keys())
+        gone = [a for a, ours in live.addresses.items() if ours and a not in want.addresses]
+        # IPv6 takes an address with another prefix for the same one: the old has to go first.
+        first = [old for old in gone if any(_same_ipv6(old, new) for new in addresses)]
         rules = sorted(want.rules - live.rules.keys())
         add_routes = list(self._add_routes())
         set_sysctls = list(self._hold_sysctls())
-        grow: list[HostOp] = [AddAddress(address) for address in addresses]
+        grow: list[HostOp] = [*map(DeleteAddress, first), *map(AddAddress, addresses)]
         grow += [*add_routes, *(AddPolicyRule(rule) for rule in rules), *set_sysctls]
         held = replace(live.memory, sysctls=dict(self.sysctls), routes=dict(self.routes))
         if held != live.memory:
@@ -161,7 +178,7 @@ class _Net:
             DeletePolicyRule(rule) for rule, ours in live.rules.items() if ours and rule not in want.rules
         ]
         shrink += self._drop_routes()
-        shrink += [DeleteAddress(a) for a, ours in live.addresses.items() if ours and a not in want.addresses]
+        shrink += [DeleteAddress(address) for address in gone if address not in first]
         left = replace(live.memory, sysctls=dict(self.sysctls), routes=dict(self.routes))
         if left != held:
             shrink.append(Remember(left))
@@ -185,32 +202,42 @@ class _Net:
     def _add_routes(self) -> Iterator[HostOp]:
         for key, route in self.desired.routes.items():
             now = self.live.routes.get(key)
+            ours = now is not None and now.protocol == PROTOCOL
+            # What is there, or would be without us, decides: so it does not matter what came before.
+            foreign = self.routes.get(key) if now is None or ours else now
+            if foreign and satisfies(foreign.route, route):
+                continue
+            if foreign and key not in self.desired.replace:
+                self.unsafe.append(
+                    f"{route} is not set: {foreign.route} is there and not ours; "
+                    "say `replace = true` in that [[route]] to take its place"
+                )
+                continue
+            self.stand.add(key)
             if now is None:
                 yield AddRoute(route)
-            elif not satisfies(now.route, route):
-                if now.protocol == PROTOCOL:
-                    yield AddRoute(route, replace=True)
-                elif key in self.desired.replace:
-                    self.routes[key] = now
-                    yield AddRoute(route, replace=True)
-                else:
-                    self.unsafe.append(
-                        f"{route} is not set: {now.route} is there and not ours; "
-                        "say `replace = true` in that [[route]] to take its place"
-                    )
+            elif not ours:
+                self.routes[key] = now
+                yield AddRoute(route, replace=True)
+            elif now.route != replace(route, interface=route.interface or now.route.interface):
+                # Of our own routes the kernel chooses only an interface that is not stated.
+                yield AddRoute(route, replace=True)
 
-    def _drop_routes(self) -> Iterable[HostOp]:
-        for key, now in self.live.routes.items():
-            if key in self.desired.routes:
+    def _drop_routes(self) -> Iterator[HostOp]:
+        """Take ours away where it is not to stand, and put back what it stood in the place of."""
+        for key in sorted({*self.live.routes, *self.routes} - self.stand):
+            now, before = self.live.routes.get(key), self.routes.pop(key, None)
+            if now and now.protocol != PROTOCOL:
                 continue
-            before = self.routes.pop(key, None)
-            if now.protocol == PROTOCOL:
-                yield RestoreRoute(before) if before else DeleteRoute(now.route)
-        for key in self.routes.keys() - self.desired.routes.keys():
-            # Our route is gone and so is the one it replaced.
-            before = self.routes.pop(key)
-            if key not in self.live.routes:
+            if before:
                 yield RestoreRoute(before)
+            elif now:
+                yield DeleteRoute(now.route)
+
+
+def _same_ipv6(one: Address, other: Address) -> bool:
+    here, there = one.address.split("/")[0], other.address.split("/")[0]
+    return one.interface == other.interface and here == there and ":" in here
 
 
 def satisfies(live: Route, want: Route) -> bool:

@@ -20,7 +20,7 @@ from itertools import product
 from typing import Literal
 
 from lbd.core import maglev
-from lbd.core.slots import share
+from lbd.core.slots import reduce, share
 from lbd.core.state import Chain, FieldType, Hook, Map, Table
 
 Family = Literal[4, 6]
@@ -172,7 +172,8 @@ def schedule(virtual: Virtual) -> tuple[list[Target], str, str]:
     if virtual.scheduler == "maglev":
         size = maglev.table_size(virtual.total)
         by_name = {target.element: target for target in virtual.targets}
-        weights = {target.element: weight for target, weight in virtual.targets.items()}
+        # Reduced, since beside a weight of 65,535 one of 1 would get no slot at all.
+        weights = {target.element: weight for target, weight in reduce(virtual.targets).items()}
         slots = [by_name[name] for name in maglev.table(weights, size)]
         key = f"{_ip(listen.family)} saddr . {listen.protocol} sport"
         return slots, f"{kind}_maglev_{size}", f"jhash {key} mod {size} seed {maglev.SEED:#x}"

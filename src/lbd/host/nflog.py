@@ -11,12 +11,16 @@ from lbd.core.packet import Packet, parse
 from lbd.host import netlink
 
 PACKET, CONFIG = 4 << 8 | 0, 4 << 8 | 1  # NFNL_SUBSYS_ULOG and NFULNL_MSG_*
-CFG_CMD, CFG_MODE = 1, 2
+CFG_CMD, CFG_MODE, CFG_TIMEOUT = 1, 2, 4
 BIND, COPY_PACKET = 1, 2
 INDEV, OUTDEV, PAYLOAD, PREFIX = 4, 5, 9, 10
 
 # IPv6 and TCP headers with options; the rest of the packet is nobody's business here.
 SNAPLEN = 128
+
+# The kernel collects packets for 1 s unless told otherwise; who watches a connection wants to see it at once.
+# In hundredths of a second.
+TIMEOUT = 5
 
 # At most this many datagrams are taken at once, so that a flood leaves the event loop its turn.
 BATCH = 256
@@ -26,13 +30,14 @@ class NfLog:
     """One group, bound for as long as this is open. Only one process in a namespace can have a group."""
 
     def __init__(self, group: int) -> None:
-        """Raise OSError: EBUSY when somebody else has the group, EPERM without CAP_NET_ADMIN."""
+        """Raise OSError: EPERM when somebody else has the group, and without CAP_NET_ADMIN."""
         self.group = group
         self._sock = netlink.connect(receive_buffer=1 << 20)
         mode = struct.pack("!IBB", SNAPLEN, COPY_PACKET, 0)
         try:
             self._config(netlink.attribute(CFG_CMD, bytes([BIND])))
             self._config(netlink.attribute(CFG_MODE, mode))
+            self._config(netlink.attribute(CFG_TIMEOUT, struct.pack("!I", TIMEOUT)))
         except OSError:
             self._sock.close()
             raise

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 # What lbd does in the lab takes well under a second; a loaded machine may take its time.
 DEADLINE = 10.0
 
+# Of what a daemon said before it ended, as the reason why.
+LAST_LINES = 5
+
 # A packet as lbd.core.report writes it.
 PATH_LINE = re.compile(
     r"\S+: (?P<part>\w+ (?:enters|leaves)): (?P<interface>\S+) "
@@ -60,7 +63,8 @@ class Daemon:
         def found() -> str:
             line = next((line for line in self.lines[after:] if text in line), "")
             if not line and self._process.poll() is not None:
-                raise LabError(f"lbd on {self._host} ended with exit code {self._process.returncode}")
+                last = "; ".join(self.lines[-LAST_LINES:])
+                raise LabError(f"lbd on {self._host} ended with exit code {self._process.returncode}: {last}")
             return line
 
         if line := wait_until(found, DEADLINE):

@@ -70,23 +70,28 @@ def run(*, colour: bool) -> int:
     start = time.monotonic()
     topology = experiment(len(SERVERS), gateway=("elsewhere", "director", "director"))
     try:
-        with Interrupt() as interrupt, Lab(topology) as lab, interrupt.allowed():
-            tell.title("lbd demo: a client, a director and real servers, as network namespaces")
-            tell.picture(PICTURE)
-            tell.says(f"The client wants the page of the real server, from http://{VIP}:{PORT}/.")
-            _steps(lab, tell)
-    except (WrongError, LabError) as error:
+        with Interrupt() as interrupt, Lab(topology) as lab:
+            steps = Steps(lab, tell)
+            with interrupt.allowed():
+                _walk(steps, tell)
+    except WrongError:
+        return 1
+    except LabError as error:
         tell.failed(str(error))
         return 1
     tell.title(f"Done in {time.monotonic() - start:.0f} s; namespaces, daemons and files are gone again.")
     return 0
 
 
-def _steps(lab: Lab, tell: Narrator) -> None:
-    steps = Steps(lab, tell)
+def _walk(steps: Steps, tell: Narrator) -> None:
+    tell.title("lbd demo: a client, a director and real servers, as network namespaces")
+    tell.picture(PICTURE)
+    tell.gap()
+    tell.says(f"The client asks for http://{VIP}:{PORT}/, and is to get the page of the real server.")
     for number, step in enumerate(steps.all, 1):
         try:
             step()
         except (WrongError, LabError, TimeoutError) as error:
-            tell.last_words(steps.daemon.lines[-LAST_LINES:] if steps.daemon else [])
-            raise WrongError(f"step {number} did not show what it must: {error}") from error
+            said = steps.daemon.lines[-LAST_LINES:] if steps.daemon else []
+            tell.failed(f"step {number} did not show what it must: {error}", said)
+            raise WrongError from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 WIDTH = 79  # the last column stays free: some terminals wrap when it is written
 
 # Select Graphic Rendition, ECMA-48 section 8.3.117.
-BOLD, DIM, RED, GREEN, YELLOW, CYAN = "1", "2", "31", "32", "33", "1;36"
+BOLD, RED, GREEN, YELLOW, CYAN = "1", "31", "32", "33", "1;36"
 
 # The longest bar of a count.
 BAR = 40
@@ -50,10 +50,7 @@ class Narrator:
     def output(self, lines: Iterable[str]) -> None:
         """Show what a program said, as it said it; only what is too long is folded."""
         for line in lines:
-            folded = textwrap.wrap(
-                line, WIDTH - 5, subsequent_indent="    ", break_on_hyphens=False, drop_whitespace=True
-            )
-            for part in folded or [""]:
+            for part in textwrap.wrap(line, WIDTH - 5, subsequent_indent="    ", break_on_hyphens=False):
                 self._line(f"     {part}")
 
     def table(self, lines: Iterable[str]) -> None:
@@ -105,17 +102,13 @@ class Narrator:
         """Leave a line empty."""
         self._line()
 
-    def failed(self, message: str) -> None:
-        """Tell on the error stream why the demo ends here."""
-        print(self._paint(f"lbd demo: {message}", RED), file=sys.stderr, flush=True)
+    def failed(self, message: str, last_words: Iterable[str] = ()) -> None:
+        """Tell on the error stream why the demo ends here, and what the daemon said last."""
+        self._line(f"lbd demo: {message}", RED, sys.stderr)
+        for line in last_words:
+            self._line(f"  {line}", stream=sys.stderr)
 
-    def last_words(self, lines: Iterable[str]) -> None:
-        """Tell on the error stream what the daemon said last."""
-        for line in lines:
-            print(f"  {line}", file=sys.stderr, flush=True)
-
-    def _line(self, text: str = "", colour: str = "") -> None:
-        print(self._paint(text, colour), flush=True)
-
-    def _paint(self, text: str, colour: str) -> str:
-        return f"\x1b[{colour}m{text}\x1b[0m" if self._colour and colour and text else text
+    def _line(self, text: str = "", colour: str = "", stream: TextIO | None = None) -> None:
+        # The only print of the lab.
+        painted = f"\x1b[{colour}m{text}\x1b[0m" if self._colour and colour and text else text
+        print(painted, file=stream, flush=True)

@@ -164,12 +164,15 @@ class Steps:
         _must(not tally.failures, f"no request was to fail, but: {_many(tally.failures)}")
         tell.seen(f"{tally.total} requests, 0 failed. Who served since the edit was applied:", good=True)
         counts = {name: tally.answers.get(name, 0) - then.answers.get(name, 0) for name in SERVERS}
+        tell.gap()
         tell.counts({f"{name} {SERVERS[name]}": count for name, count in counts.items()})
+        tell.gap()
         share = sum(counts.values()) / len(SERVERS)
         _must(all(count > share / 2 for count in counts.values()), f"shares were to be about even: {counts}")
         tell.says(
-            "The scheduler maglev hashes the client's address and port: each connection has a random share, "
-            "and each server gets about as many. (The new ones had the director as gateway from the start.)"
+            "The scheduler maglev hashes the client's address and port: a connection has one server, and "
+            "many connections have about even shares. (The new servers had the director as their gateway "
+            "already.)"
         )
         tell.gap()
         tell.command("director", "lbd status")
@@ -197,14 +200,15 @@ class Steps:
             tally = requester.stop()
         _must(tally.failures == then.failures, f"requests still fail: {_many(tally.failures)}")
         tell.seen(
-            f"The rules were away for {away * 1000:.0f} ms. {_many(then.failures)} in that time; all of the "
-            f"{tally.total - then.total} requests after it were served.",
+            f"The rules were away for {away * 1000:.0f} ms. Requests that failed meanwhile: "
+            f"{_many(then.failures)}; the slowest answer took {then.worst * 1000:.0f} ms. "
+            f"All of the {tally.total - then.total} requests after it were served.",
             good=True,
         )
         tell.gap()
         tell.says(
             "The kernel announces every change of the rules, and which process made it. lbd listens, reads "
-            "its own table, and puts back what is missing in one transaction."
+            "its own table, puts back what is missing in one transaction, and reads again to be sure."
         )
 
     # What several steps do.
@@ -222,8 +226,9 @@ class Steps:
         """Ask in vain, and return the path, which must end with the part `last`."""
         answer = self._ask(number)
         _must(answer.failure == "timeout", f"the client was to wait in vain, but: {_said(answer)}")
-        self.tell.seen(f"The client gets no answer for {PATIENCE} s, and gives up.", good=False)
         hops = self._path(number, last, SYNS)
+        said = f"The client sends its SYN twice, gets no answer for {PATIENCE} s, and gives up."
+        self.tell.seen(said, good=False)
         _must(hops[-1].part == last, f"nothing was to follow after {last!r}, but: {hops[-1]}")
         return hops
 
@@ -231,19 +236,17 @@ class Steps:
         assert self.daemon
         line, seconds = self.daemon.edit(text)
         self.tell.output([line])
-        self.tell.says(f"(in the kernel {seconds:.2f} s after the file was written)")
+        self.tell.says(f"In the kernel {seconds:.2f} s after the file was written.")
         self.tell.gap()
 
     def _forwarding(self, value: str) -> None:
-        self.tell.command("director", "sysctl net.ipv4.ip_forward")
         found = self.lab.sysctl("director", "net.ipv4.ip_forward")
-        self.tell.output([f"net.ipv4.ip_forward = {found}"])
-        _must(found == value, f"net.ipv4.ip_forward was to be {value}")
-        self.tell.gap()
+        _must(found == value, f"net.ipv4.ip_forward was to be {value}, not {found}")
+        self.tell.says(f"net.ipv4.ip_forward of the director is {found}.")
 
     def _default_route(self) -> str:
         self.tell.command("server1", "ip route show default")
-        said = self.lab.run("server1", ["ip", "route", "show", "default"]).stdout
+        said = self.lab.run("server1", ["ip", "route", "show", "default"]).stdout.strip()
         self.tell.output(said.splitlines())
         self.tell.gap()
         return said
@@ -286,8 +289,7 @@ def _said(answer: Answer) -> str:
 
 
 def _many(failures: Mapping[str, int]) -> str:
-    said = ", ".join(f"{count} {failure}" for failure, count in failures.items())
-    return f"{said or 'None'} of the requests"
+    return ", ".join(f"{count} ({failure})" for failure, count in failures.items()) or "none"
 
 
 def _hop(packet: Seen) -> Hop:
