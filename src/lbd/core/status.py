@@ -104,9 +104,10 @@ def text(status: Mapping[str, Any], *, colour: bool) -> Iterator[str]:
     if config["error"]:
         yield f"  the file on disk is refused: {config['error']}"
     yield from (f"  {problem}" for problem in status["problems"])
-    rows = list(_rows(status["services"]))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
+    # A column with nothing below its title is left out.
+    columns = [column for column in zip(*_rows(status["services"]), strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    for row in zip(*columns, strict=True):
         yield "  ".join(paint(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip()
     last = f", last {drift['last']['time']} by {drift['last']['by']}" if drift["last"] else ""
     yield f"drift repaired: {drift['count']}{last}"
