@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from lbd.core.state import TABLE, Address, Hook, LiveRoute, Map, Memory, Route, Rule
 
+# nft's key of the element that matches what no other one of its map does.
+CATCH_ALL = "*"
+
 
 @dataclass(frozen=True, slots=True)
 class AddTable:
@@ -130,7 +133,7 @@ def kind(shape: Map) -> str:
 
 def quote(key: str, shape: Map) -> str:
     """Return a key as nft reads it: interface names are quoted, since some are nft's own words."""
-    if shape.key[:1] != ("ifname",):
+    if shape.key[:1] != ("ifname",) or key == CATCH_ALL:
         return key
     interface, rest = key.split(" . ", 1)
     return f'"{interface}" . {rest}'

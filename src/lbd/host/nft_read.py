@@ -15,6 +15,7 @@ from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Literal, cast
 
+from lbd.core.ops import CATCH_ALL
 from lbd.core.state import TABLE, FieldType, Hook, LiveChain, LiveTable, Map
 from lbd.host import netlink
 
@@ -25,7 +26,7 @@ INET = 1  # NFPROTO_INET
 GETTABLE, GETCHAIN, GETRULE, GETSET, GETSETELEM, GETGEN = 1, 4, 7, 10, 13, 16
 
 # Attribute numbers (NFTA_CHAIN_*, NFTA_HOOK_*, NFTA_RULE_*, ...). Number 1 is the table's name everywhere.
-CHAIN_NAME, CHAIN_HOOK, CHAIN_TYPE = 3, 4, 7
+CHAIN_NAME, CHAIN_HOOK, CHAIN_TYPE, CHAIN_FLAGS = 3, 4, 7, 10
 HOOK_NUMBER, HOOK_PRIORITY = 1, 2
 RULE_CHAIN, RULE_EXPRESSIONS = 2, 4
 SET_NAME, SET_FLAGS, SET_KEY_LEN, SET_DATA_TYPE, SET_DATA_LEN, SET_DESC, SET_EXPR = 2, 3, 5, 6, 7, 9, 17
@@ -36,6 +37,7 @@ DATA_VALUE, DATA_VERDICT = 1, 2
 VERDICT_CODE, VERDICT_CHAIN = 1, 2
 GEN_ID = 1
 
+CHAIN_BINDING = 0x4
 FLAG_ANONYMOUS, FLAG_MAP, FLAG_CONCAT, FLAG_EXPR = 0x1, 0x8, 0x80, 0x100
 TYPE_VERDICT = 0xFFFFFF00
 
@@ -94,8 +96,8 @@ def _read(sock: socket.socket, schema: Mapping[str, Map]) -> LiveTable | None:
         return None
     chains = dict(_chains(sock))
     for name, digest in _rules(sock):
-        chain = chains[name]
-        chains[name] = LiveChain((*chain.digests, digest), chain.hook)
+        if chain := chains.get(name):
+            chains[name] = LiveChain((*chain.digests, digest), chain.hook)
     maps = dict(_maps(sock, schema))
     elements = {name: _elements(sock, name, shape) for name, shape in maps.items() if shape.key}
     return LiveTable(chains, maps, elements)
@@ -119,9 +121,14 @@ def _name(value: bytes) -> str:
     return value.rstrip(b"\0").decode()
 
 
+def _number(attributes: Mapping[int, bytes], kind: int) -> int:
+    return int(struct.unpack("!I", attributes.get(kind, bytes(4)))[0])
+
+
 def _chains(sock: socket.socket) -> Iterator[tuple[str, LiveChain]]:
     for found in _dump(sock, GETCHAIN):
-        if _name(found[1]) == TABLE:
+        # An anonymous chain is part of somebody's rule: it goes with the rule, and only so.
+        if _name(found[1]) == TABLE and not _number(found, CHAIN_FLAGS) & CHAIN_BINDING:
             yield _name(found[CHAIN_NAME]), LiveChain((), _hook(found))
 
 
@@ -144,12 +151,11 @@ def _rules(sock: socket.socket) -> Iterator[tuple[str, str]]:
 def _maps(sock: socket.socket, schema: Mapping[str, Map]) -> Iterator[tuple[str, Map]]:
     for found in _dump(sock, GETSET):
         name = _name(found[SET_NAME])
-        flags = struct.unpack("!I", found.get(SET_FLAGS, bytes(4)))[0]
-        if flags & FLAG_ANONYMOUS:
+        if _number(found, SET_FLAGS) & FLAG_ANONYMOUS:
             # Part of somebody's rule: it goes with the rule, and only so.
             continue
         description = dict(netlink.attributes(found.get(SET_DESC, b"")))
-        size = struct.unpack("!I", description.get(DESC_SIZE, b"\0\0\0\0"))[0]
+        size = _number(description, DESC_SIZE)
         want = schema.get(name)
         if want and _shape(found) == _wanted(want):
             yield name, Map(want.key, want.data, size, want.counter)
@@ -159,14 +165,11 @@ def _maps(sock: socket.socket, schema: Mapping[str, Map]) -> Iterator[tuple[str,
 
 def _shape(found: Mapping[int, bytes]) -> tuple[int, int, int, bool, bool]:
     """Return flags, key and data length in bytes, whether data is a verdict, whether elements count."""
-
-    def number(kind: int) -> int:
-        return int(struct.unpack("!I", found.get(kind, b"\0\0\0\0"))[0])
-
     counts = SET_EXPR in found and b"counter\0" in found[SET_EXPR]
     # How a set says that its elements have expressions or its key several fields differs by nft version.
-    flags = number(SET_FLAGS) & ~(FLAG_EXPR | FLAG_CONCAT)
-    return flags, number(SET_KEY_LEN), number(SET_DATA_LEN), number(SET_DATA_TYPE) == TYPE_VERDICT, counts
+    flags = _number(found, SET_FLAGS) & ~(FLAG_EXPR | FLAG_CONCAT)
+    lengths = _number(found, SET_KEY_LEN), _number(found, SET_DATA_LEN)
+    return flags, *lengths, _number(found, SET_DATA_TYPE) == TYPE_VERDICT, counts
 
 
 def _wanted(want: Map) -> tuple[int, int, int, bool, bool]:
@@ -187,7 +190,9 @@ def _elements(sock: socket.socket, name: str, shape: Map) -> dict[str, str]:
     for found in _dump(sock, GETSETELEM, netlink.text(LIST_SET, name)):
         for _, raw in netlink.attributes(found.get(LIST_ELEMENTS, b"")):
             element = dict(netlink.attributes(raw))
-            elements[key(element[ELEMENT_KEY])] = data(element[ELEMENT_DATA]) if shape.data else ""
+            # The element that matches what no other does has no key.
+            which = key(element[ELEMENT_KEY]) if ELEMENT_KEY in element else CATCH_ALL
+            elements[which] = data(element[ELEMENT_DATA]) if shape.data else ""
     return elements
 
 

@@ -15,6 +15,7 @@ import pickle
 import socket
 import struct
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import nftables
@@ -68,19 +69,25 @@ class Worker:
 
     def _commit(self, text: str) -> tuple[Any, ...]:
         before = nft_read.generation(self.sock)
-        code, _, said = self.nft.cmd(text)
+        operations = text.split("\n")
+        # In one line: libnftables shows the first line of what it was given, whichever it complains about.
+        code, _, said = self.nft.cmd("; ".join(operations))
         if code:
-            return ("refused", _reason(said), "Operation not permitted" in said)
+            return ("refused", _reason(said, operations), "Operation not permitted" in said)
         after = nft_read.generation(self.sock)
         return ("ok", after if after == before + 1 else 0)
 
 
-def _reason(said: str) -> str:
-    """Return nft's message in one line: the complaint, and the line of ours it is about."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    complaint = lines[0].rpartition("Error: ")[2] if lines else "no reason given"
-    about = f" ({lines[1][:200]})" if len(lines) > 1 else ""
-    return f"nftables: {complaint}{about}"
+def _reason(said: str, operations: Sequence[str]) -> str:
+    """Return nft's message in one line: the complaint, and the operation that its marks (^^^) point at."""
+    complaint, _, marks = (*said.splitlines(), "", "", "")[:3]
+    reason = complaint.rpartition("Error: ")[2] or "no reason given"
+    at = marks.find("^")
+    for operation in operations:
+        if 0 <= at < len(operation):
+            return f"nftables: {reason} ({operation[:200]})"
+        at -= len(operation) + len("; ")
+    return f"nftables: {reason}"
 
 
 def main() -> None:

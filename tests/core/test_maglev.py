@@ -1,0 +1,113 @@
+"""Maglev's promises, and the kernel's hash."""
+
+from collections import Counter
+from ipaddress import ip_address
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lbd.core import maglev
+
+NAMES = [f"10.0.0.{n} . 8080" for n in range(1, 11)]
+
+
+def moved(before, after, gone):
+    """The slots that changed hands although their backend is still there."""
+    return sum(old not in (new, gone) for old, new in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [
+        (4, 3918539529),
+        (8, 2116911235),
+        (12, 3210818700),
+        (16, 3515174110),
+        (20, 2510217676),
+        (24, 370230988),
+        (36, 891631777),
+    ],
+)
+def test_jhash_is_the_kernels(length, expected):
+    assert maglev.jhash(bytes((i * 37 + 11) % 256 for i in range(length)), 1) == expected
+
+
+def test_jhash_depends_on_the_seed():
+    assert maglev.jhash(b"abcd", 1) != maglev.jhash(b"abcd", 2)
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=64), st.integers(0, 2**32 - 1))
+def test_jhash_is_32_bits_of_any_key(key, seed):
+    assert 0 <= maglev.jhash(key[: len(key) // 4 * 4], seed) < 1 << 32
+
+
+@pytest.mark.parametrize("address", ["192.0.2.7", "2001:db8::7"])
+@pytest.mark.parametrize("size", maglev.SIZES)
+def test_slot_is_the_hash_scaled_to_the_table(address, size):
+    source = ip_address(address)
+    # The registers of nft: the address, the port in network order, two bytes of padding.
+    key = source.packed + (40000).to_bytes(2, "big") + bytes(2)
+    assert maglev.slot(size, source, 40000) == maglev.jhash(key, maglev.SEED) * size // 2**32
+
+
+def test_slots_are_hit_evenly():
+    hits = Counter(maglev.slot(251, ip_address("192.0.2.7"), port) for port in range(1024, 1024 + 25100))
+    assert len(hits) == 251
+    # 100 each is expected; 5 standard deviations.
+    assert max(hits.values()) < 150
+    assert min(hits.values()) > 50
+
+
+@pytest.mark.parametrize("size", maglev.SIZES)
+def test_sizes_are_prime_and_fit_an_index(size):
+    assert all(size % n for n in range(2, int(size**0.5) + 1))
+    assert size < 1 << 16
+
+
+@pytest.mark.parametrize(
+    ("weights", "size"), [(1, 251), (3, 251), (4, 1021), (15, 1021), (16, 4093), (255, 16381), (9999, 65521)]
+)
+def test_table_has_64_slots_for_each_weight_up_to_the_largest(weights, size):
+    assert maglev.table_size(weights) == size
+
+
+def test_table_does_not_depend_on_the_order():
+    forward = dict.fromkeys(NAMES, 2)
+    backward = dict.fromkeys(reversed(NAMES), 2)
+    assert maglev.table(forward, 1021) == maglev.table(backward, 1021)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.dictionaries(st.sampled_from(NAMES), st.integers(1, 6), min_size=1))
+def test_shares_are_those_of_the_weights(weights):
+    total = sum(weights.values())
+    size = maglev.table_size(total)
+    counts = Counter(maglev.table(weights, size))
+    for name, weight in weights.items():
+        # One turn more or less than its share, and 64 slots to each unit of weight.
+        assert abs(counts[name] - size * weight / total) <= weight + 1
+
+
+@pytest.mark.parametrize("gone", NAMES)
+def test_one_of_ten_that_goes_moves_few_of_the_others(gone):
+    size = maglev.table_size(len(NAMES))
+    before = maglev.table(dict.fromkeys(NAMES, 1), size)
+    after = maglev.table({name: 1 for name in NAMES if name != gone}, size)
+    # Its own tenth has to move, and 1.7 to 2.7 % of the others do (the paper's figure 12 has as many).
+    # Hashing modulo the number of backends would move nine tenths.
+    assert moved(before, after, gone) / size < 0.04
+    assert gone not in after
+
+
+def test_one_that_comes_takes_from_all():
+    size = maglev.table_size(len(NAMES))
+    before = maglev.table(dict.fromkeys(NAMES[:-1], 1), size)
+    after = maglev.table(dict.fromkeys(NAMES, 1), size)
+    taken = Counter(old for old, new in zip(before, after, strict=True) if new == NAMES[-1])
+    assert taken.keys() == set(NAMES[:-1])
+
+
+def test_a_single_backend_has_every_slot():
+    assert set(maglev.table({NAMES[0]: 5}, 251)) == {NAMES[0]}

@@ -1,0 +1,167 @@
+"""The nftables worker may hang or die: it is replaced, its loss is told, and no transaction is half done."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from netns import inside
+
+from lbd.core.ops import AddChain, AddElements, AddMap, AddTable, DeleteElements, DeleteTable
+from lbd.core.program import SCHEMA
+from lbd.core.state import Map
+from lbd.host import netlink, nft_read
+from lbd.host.nft import Nft
+from lbd.lab.namespaces import wait_until
+from lbd.reconcile import RefusedError
+from running import alive
+
+pytestmark = pytest.mark.kernel
+
+SLOTS = SCHEMA["slots_tcp4"]
+LARGE = Map(SLOTS.key, SLOTS.data, 1 << 17, SLOTS.counter, SLOTS.typeof)
+FIRST = [AddTable(), AddMap("slots_tcp4", LARGE)]
+
+
+@pytest.fixture
+def lost():
+    return []
+
+
+@pytest.fixture
+def door(lost):
+    with inside():
+        door = Nft(deadline=5.0, lost=lost.append)
+        door.commit(FIRST)
+        yield door
+        door.close()
+
+
+def elements(count, backend=1):
+    items = tuple((f"192.0.2.1 . 80 . {n}", f"10.0.0.{backend} . 80") for n in range(count))
+    return AddElements("slots_tcp4", LARGE, items)
+
+
+def test_a_hanging_worker_is_given_up_at_its_deadline_and_replaced(lost):
+    with inside():
+        door = Nft(deadline=0.3, lost=lost.append)
+        door.read()
+        first = door.pid
+        os.kill(first, signal.SIGSTOP)
+        start = time.monotonic()
+        with pytest.raises(RefusedError, match="the worker process did not answer in time during 'read'"):
+            door.read()
+        assert 0.25 < time.monotonic() - start < 2.0
+        assert lost == [f"the nftables worker (pid {first}) did not answer in time"]
+        assert not alive(first)
+        door.deadline = 5.0
+        assert door.read()[0] is None
+        assert door.pid != first
+        door.close()
+
+
+def test_a_worker_that_died_is_replaced(door, lost):
+    door.commit([elements(3)])
+    first = door.pid
+    os.kill(first, signal.SIGKILL)
+    with pytest.raises(RefusedError, match="the worker process ended during 'read'"):
+        door.read()
+    assert lost == [f"the nftables worker (pid {first}) ended"]
+    assert len(door.read()[0].elements["slots_tcp4"]) == 3
+    assert door.pid != first
+    assert not Path(f"/proc/{first}").exists()
+
+
+def test_a_worker_that_died_in_a_commit_leaves_all_or_nothing(door, lost):
+    many = elements(60_000)
+    seen = set()
+    # Loading takes some 0.3 s: from before the first byte to after the last.
+    for delay in (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8):
+        victim = door.pid or door.read() and door.pid
+        before = generation()
+        killer = _kill_later(victim, delay)
+        try:
+            door.commit([many])
+        except RefusedError:
+            pass
+        killer.join()
+        if door.pid == victim:
+            with pytest.raises(RefusedError):
+                door.read()
+        count = len(door.read()[0].elements["slots_tcp4"])
+        assert count in (0, len(many.items))
+        assert generation() == before + (count > 0)
+        seen.add(count)
+        if count:
+            door.commit([DeleteElements("slots_tcp4", LARGE, tuple(key for key, _ in many.items))])
+    assert lost
+    assert 0 in seen
+
+
+def _kill_later(pid, delay):
+    import threading
+
+    timer = threading.Timer(delay, os.kill, (pid, signal.SIGKILL))
+    timer.start()
+    return timer
+
+
+def generation():
+    with netlink.connect() as sock:
+        return nft_read.generation(sock)
+
+
+def test_a_refusal_tells_the_reason_and_the_line_and_costs_no_worker(door, lost):
+    worker = door.pid
+    wrong = AddElements("nope", SLOTS, (("192.0.2.1 . 80 . 0", "10.0.0.1 . 80"),))
+    with pytest.raises(RefusedError) as refused:
+        door.commit([AddChain("one"), wrong])
+    assert "No such file or directory" in str(refused.value)
+    assert "add element inet lbd nope" in str(refused.value)
+    assert not refused.value.permission
+    assert "one" not in door.read()[0].chains
+    assert (door.pid, lost) == (worker, [])
+
+
+def test_a_commit_is_known_by_its_generation(door):
+    assert door.commit([elements(1)]) == generation()
+    assert door.read()[1] == generation()
+
+
+def test_close_ends_the_worker_and_another_starts_when_asked(door):
+    first = door.pid
+    door.close()
+    assert not alive(first)
+    assert door.read()[0] is not None
+    assert door.pid != first
+
+
+def test_close_does_not_wait_for_ever_for_a_hanging_worker():
+    with inside():
+        door = Nft(deadline=0.3)
+        door.read()
+        worker = door.pid
+        os.kill(worker, signal.SIGSTOP)
+        start = time.monotonic()
+        door.close()
+        assert time.monotonic() - start < 2.0
+        assert not alive(worker)
+
+
+def test_a_worker_ends_with_the_process_that_it_works_for():
+    with inside():
+        door = Nft()
+        door.read()
+        worker = door.pid
+        # What the kernel does with the sockets of a process that was killed.
+        door._sock.close()
+        assert wait_until(lambda: not alive(worker), 5.0)
+        door.close()
+
+
+def test_a_commit_larger_than_any_socket_buffer_fits(door):
+    door.commit([elements(100_000)])
+    assert len(door.read()[0].elements["slots_tcp4"]) == 100_000
+    door.commit([DeleteTable()])
+    assert door.read()[0] is None

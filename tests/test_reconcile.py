@@ -1,0 +1,127 @@
+"""From any state to any other, on a host in memory: whatever is cut or refused on the way."""
+
+import pytest
+from hypothesis import given, settings
+
+from fakes import clone, hosts, state, wanted
+from lbd.core.program import SCHEMA
+from lbd.core.state import Memory
+from lbd.reconcile import RefusedError, plan, reconcile, remove
+from lbd.testing import FakeHost
+from strategies import desireds
+
+
+class CutError(Exception):
+    """The power went out."""
+
+
+def fault(at, error):
+    """Return a `FakeHost.fail` that raises `error` at step `at`, and the list that counts the steps."""
+    steps = []
+
+    def fail(what):
+        steps.append(what)
+        if len(steps) - 1 == at:
+            raise error
+
+    return fail, steps
+
+
+def steps_to(host, wish):
+    trial = clone(host)
+    trial.fail, steps = fault(None, None)
+    reconcile(trial, wish)
+    return len(steps)
+
+
+@settings(max_examples=150, deadline=None)
+@given(hosts(), desireds(), desireds())
+def test_a_then_b_is_b(host, a, b):
+    before, expected = state(clone(host)), wanted(host, b)
+    reconcile(host, a)
+    outcome = reconcile(host, b)
+    assert not outcome.refused
+    assert not outcome.left
+    assert state(host) == expected
+    assert not plan(host, b)
+
+    assert remove(host).converged
+    assert state(host) == before
+    assert host.memory == Memory()
+
+
+@settings(max_examples=100, deadline=None)
+@given(desireds())
+def test_the_table_is_what_the_file_asks_for(wish):
+    host = FakeHost()
+    outcome = reconcile(host, wish)
+    assert outcome.converged
+    chains, maps, elements = state(host)[0]
+    assert chains == {name: (chain.hook, list(chain.rules)) for name, chain in wish.table.chains.items()}
+    assert maps.keys() == SCHEMA.keys()
+    assert elements == wish.table.elements
+    assert outcome.elements == sum(map(len, elements.values()))
+    assert host.addresses == dict.fromkeys(wish.addresses, True)
+    assert host.routes.keys() == wish.routes.keys()
+    assert host.rules == dict.fromkeys(wish.rules, True)
+    assert host.sysctls.items() >= wish.sysctls.items()
+
+
+@settings(max_examples=60, deadline=None)
+@given(hosts(), desireds(), desireds())
+def test_cut_anywhere_it_ends_in_b_and_can_be_taken_away(host, a, b):
+    before, expected = state(clone(host)), wanted(host, b)
+    reconcile(host, a)
+    for cut in range(steps_to(host, b)):
+        broken = clone(host)
+        broken.fail, _ = fault(cut, CutError())
+        with pytest.raises(CutError):
+            reconcile(broken, b)
+        broken.fail = lambda _: None
+
+        gone = clone(broken)
+        assert remove(gone).converged
+        assert state(gone) == before
+
+        assert not reconcile(broken, b).refused
+        assert state(broken) == expected
+        assert not plan(broken, b)
+        assert remove(broken).converged
+        assert state(broken) == before
+
+
+@settings(max_examples=60, deadline=None)
+@given(hosts(), desireds(), desireds())
+def test_what_is_refused_is_told_and_done_later(host, a, b):
+    before, expected = state(clone(host)), wanted(host, b)
+    reconcile(host, a)
+    for step in range(steps_to(host, b)):
+        refusing = clone(host)
+        refusing.fail, _ = fault(step, RefusedError("not now"))
+        outcome = reconcile(refusing, b)
+        assert outcome.refused
+        assert not outcome.converged
+        refusing.fail = lambda _: None
+
+        assert not reconcile(refusing, b).refused
+        assert state(refusing) == expected
+        assert not plan(refusing, b)
+        assert remove(refusing).converged
+        assert state(refusing) == before
+
+
+@settings(max_examples=60, deadline=None)
+@given(hosts(), desireds())
+def test_a_refused_removal_is_told_and_done_later(host, a):
+    before = state(clone(host))
+    reconcile(host, a)
+    trial = clone(host)
+    trial.fail, steps = fault(None, None)
+    remove(trial)
+    for step in range(len(steps)):
+        refusing = clone(host)
+        refusing.fail, _ = fault(step, RefusedError("not now"))
+        assert remove(refusing).refused
+        refusing.fail = lambda _: None
+        assert remove(refusing).converged
+        assert state(refusing) == before
