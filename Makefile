@@ -27,7 +27,7 @@ define packages
 	apt-get install -y -qq --no-install-recommends $$missing </dev/null
 endef
 
-.PHONY: help venv dev demo check test install uninstall clean
+.PHONY: help venv dev demo check test bench man install uninstall clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -59,6 +59,15 @@ test: dev ## every test; namespaces and a real systemd need root
 	$(call packages,$(TEST_PACKAGES))
 	$(PY) -m pytest
 
+bench: venv ## what lbd costs at 1 and at 10,000 services (root)
+	$(PY) bench/growth.py
+
+# The page is of the command line itself; tests/test_manual.py holds that it is up to date.
+man: dev ## docs/lbd.8
+	COLUMNS=80 $(VENV)/bin/argparse-manpage --module lbd.cli --function parser --prog lbd --project-name lbd \
+		--description 'a declarative layer-4 load balancer' --manual-section 8 --manual-title lbd \
+		--format single-commands-section --include docs/lbd.8.include --output docs/lbd.8
+
 # The dependencies lie beside lbd in a directory of their own: nothing of the distribution's Python is shadowed or
 # upgraded. It is built aside and swapped in, so that an interrupted install leaves the old one working.
 install: $(VENV)/run.stamp ## lbd, its command, unit and example into DESTDIR/PREFIX
@@ -74,6 +83,7 @@ install: $(VENV)/run.stamp ## lbd, its command, unit and example into DESTDIR/PR
 		install -D -m 644 /dev/stdin '$(DESTDIR)$(PREFIX)/lib/systemd/system/lbd.service'
 	install -D -m 644 systemd/lbd.sysusers.conf '$(DESTDIR)$(PREFIX)/lib/sysusers.d/lbd.conf'
 	install -D -m 644 -t '$(DESTDIR)$(DOCDIR)' README.md CHANGELOG.md LICENSE $(wildcard docs/*.md)
+	install -D -m 644 -t '$(DESTDIR)$(PREFIX)/share/man/man8' docs/lbd.8
 	install -D -m 644 -t '$(DESTDIR)$(DOCDIR)/examples' etc/lbd.toml
 	[ -e '$(DESTDIR)/etc/lbd.toml' ] || install -D -m 644 -t '$(DESTDIR)/etc' etc/lbd.toml
 	[ -n '$(DESTDIR)' ] || systemd-sysusers lbd.conf
@@ -85,7 +95,7 @@ uninstall: ## what install put there, except /etc/lbd.toml and the user
 	[ -n '$(DESTDIR)' ] || [ ! -d /run/systemd/system ] || systemctl disable --now lbd.service
 	rm -rf '$(DESTDIR)$(LIBDIR)' '$(DESTDIR)$(DOCDIR)'
 	rm -f '$(DESTDIR)$(PREFIX)/bin/lbd' '$(DESTDIR)$(PREFIX)/lib/systemd/system/lbd.service' \
-		'$(DESTDIR)$(PREFIX)/lib/sysusers.d/lbd.conf'
+		'$(DESTDIR)$(PREFIX)/lib/sysusers.d/lbd.conf' '$(DESTDIR)$(PREFIX)/share/man/man8/lbd.8'
 
 clean: ## what was built here
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
