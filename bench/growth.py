@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lbd.core.desired import desired
 from lbd.core.config import parse
+from lbd.core.desired import desired
 from lbd.core.source import Source
 from lbd.core.state import Desired
 from lbd.host.director import Director
@@ -37,9 +37,8 @@ def text(services: int, scheduler: str, *, weight: int = 1) -> str:
         first = f'{{ address = "{ends[0]}", weight = {weight if i == 0 else 1} }}'
         backends = ", ".join([first, *(f'"{end}"' for end in ends[1:])])
         listen = f"198.51.{i // 256 % 256}.{i % 256}:{80 + i // 65536}"
-        parts.append(
-            f'[[service]]\nname = "s{i}"\nlisten = "{listen}"\nscheduler = "{scheduler}"\nbackends = [{backends}]\n'
-        )
+        parts.append(f'[[service]]\nname = "s{i}"\nlisten = "{listen}"\nscheduler = "{scheduler}"')
+        parts.append(f"backends = [{backends}]\n")
     return "\n".join(parts)
 
 
@@ -95,7 +94,8 @@ def main() -> None:
     arguments.add_argument("--scheduler", default="random")
     chosen = arguments.parse_args()
     rounds = [
-        (measure(1, chosen.scheduler), measure(chosen.services, chosen.scheduler)) for _ in range(chosen.rounds)
+        (measure(1, chosen.scheduler), measure(chosen.services, chosen.scheduler))
+        for _ in range(chosen.rounds)
     ]
     print(f"scheduler {chosen.scheduler}, {BACKENDS} backends each, median of {chosen.rounds} rounds, ms")
     print(f"{'':24}{1:>10}{chosen.services:>10}{'ratio':>10}")

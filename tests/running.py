@@ -1,4 +1,4 @@
-"""A running `lbd run` on a host of the lab: its file, its output, its control socket, and the kernel's table."""
+"""A running `lbd run` on a host of the lab: its file, what it says, and what the kernel has of it."""
 
 import itertools
 import json
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import defaultdict
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
@@ -67,8 +68,8 @@ def _toml(value):
     return json.dumps(value)
 
 
-class Director:
-    """`lbd run` on the lab's director while it is started. What it says is in `lines`."""
+class Director(AbstractContextManager["Director"]):
+    """`lbd run` on the lab's director, from `start` to `stop` or the context's end. `lines` is what it says."""
 
     def __init__(self, lab, host="director"):
         self.lab, self.host = lab, host
@@ -78,6 +79,11 @@ class Director:
         self.process = None
         with lab.inside(host):
             self._sock = netlink.connect()
+
+    def __exit__(self, *exception):
+        if self.process:
+            self.stop()
+        self._sock.close()
 
     # The daemon.
 
@@ -101,10 +107,9 @@ class Director:
 
     def stop(self):
         """End it as the service manager would; the kernel's state stays."""
-        if self.process:
-            self.process.terminate()
-            assert self.process.wait(PATIENCE) == 0
-        self.process = None
+        process, self.process = self.process, None
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
 
     def kill(self):
         """End it as the kernel would when memory is short, and its worker with what that has under way."""
@@ -208,9 +213,6 @@ class Director:
     def generation(self):
         """The number of the last commit in its network namespace, by anybody."""
         return nft_read.generation(self._sock)
-
-    def close(self):
-        self._sock.close()
 
 
 def alive(pid):

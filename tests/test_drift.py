@@ -80,9 +80,8 @@ def other_priority(draw, host):
 
 @damage
 def stray_chain(draw, host):
-    host.ruleset.chains["stray"] = _Chain(
-        draw(st.sampled_from((None, Hook("nat", "prerouting", 0)))), ["drop"]
-    )
+    hook = draw(st.sampled_from((None, Hook("nat", "prerouting", 0))))
+    host.ruleset.chains["stray_hook" if hook else "stray"] = _Chain(hook, ["drop"])
 
 
 @damage

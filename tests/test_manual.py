@@ -10,8 +10,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_man_page_is_up_to_date(tmp_path):
-    recipe = re.search(r"argparse-manpage(.*?)--output docs/lbd\.8\n", (ROOT / "Makefile").read_text(), re.DOTALL)
-    arguments = recipe[1].replace("\\\n", " ").replace("'a declarative layer-4 load balancer'", "DESCRIPTION").split()
+    recipe = re.search(
+        r"argparse-manpage(.*?)--output docs/lbd\.8\n", (ROOT / "Makefile").read_text(), re.DOTALL
+    )
+    arguments = (
+        recipe[1].replace("\\\n", " ").replace("'a declarative layer-4 load balancer'", "DESCRIPTION").split()
+    )
     arguments[arguments.index("DESCRIPTION")] = "a declarative layer-4 load balancer"
     made = tmp_path / "lbd.8"
     subprocess.run(

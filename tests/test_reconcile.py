@@ -4,6 +4,8 @@ import pytest
 from hypothesis import given, settings
 
 from fakes import clone, hosts, state, wanted
+from lbd.core.desired import desired
+from lbd.core.entries import Config
 from lbd.core.program import SCHEMA
 from lbd.core.state import Memory
 from lbd.reconcile import RefusedError, plan, reconcile, remove
@@ -125,3 +127,24 @@ def test_a_refused_removal_is_told_and_done_later(host, a):
         refusing.fail = lambda _: None
         assert remove(refusing).converged
         assert state(refusing) == before
+
+
+def test_hand_of_somebody_else_is_not_taken_for_ours():
+    """They change a rule just after we wrote it, before we read what the kernel made of it."""
+    host, wish = FakeHost(), desired(Config())
+    reconcile(host, wish)
+    expected, commit = state(clone(host)), host.commit
+
+    def commit_and_they_too(ops):
+        generation = commit(ops)
+        host.ruleset.chains["prerouting"].rules[0] += " comment"
+        host.generation += 1
+        return generation
+
+    host.ruleset.chains["prerouting"].rules.clear()
+    host.commit = commit_and_they_too
+    assert reconcile(host, wish).left
+    host.commit = commit
+    assert plan(host, wish)
+    assert reconcile(host, wish).converged
+    assert state(host) == expected

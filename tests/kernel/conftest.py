@@ -33,18 +33,5 @@ def servers(lab):
 @pytest.fixture(scope="module")
 def director(lab, servers):
     """The daemon of a whole test file: each test applies a file of its own first."""
-    director = Director(lab).start(service(ONE))
-    yield director
-    director.stop()
-    director.close()
-
-
-@pytest.fixture
-def fresh(lab, servers):
-    """A daemon for this test alone, in a kernel without a trace of lbd; not started yet."""
-    director = Director(lab)
-    yield director
-    if director.process:
-        director.stop()
-    director.lbd("apply", "--remove")
-    director.close()
+    with Director(lab) as director:
+        yield director.start(service(ONE))

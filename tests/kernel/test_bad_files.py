@@ -1,4 +1,4 @@
-"""A file that is refused changes nothing: the service goes on, everybody is told why, and the next good file counts."""
+"""A file that is refused changes nothing: the service goes on, and everybody is told why."""
 
 import json
 import os

@@ -1,12 +1,10 @@
-"""The fake kernel against the real one: the same plans make the same tables, and what one refuses so does the other."""
+"""The fake kernel against the real one: the same plans make the same state, and both refuse the same."""
 
 from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from netns import inside
-from strategies import NETWORKS, desireds
 
 from lbd.core.ops import (
     AddChain,
@@ -26,6 +24,8 @@ from lbd.host.director import Director
 from lbd.host.store import Store
 from lbd.reconcile import RefusedError, plan, reconcile, remove
 from lbd.testing import FakeHost
+from netns import inside
+from strategies import NETWORKS, desireds
 
 pytestmark = pytest.mark.kernel
 
@@ -36,7 +36,7 @@ BATCH = "".join(
     for name, addresses in NETWORKS.items()
 )
 EXAMPLES = settings(
-    max_examples=25,
+    max_examples=60,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -77,7 +77,10 @@ CASES = {
         False,
     ),
     "change an element's data": (
-        [DeleteElements("slots_tcp4", SLOTS, (ONE[0],)), AddElements("slots_tcp4", SLOTS, ((ONE[0], TWO[1]),))],
+        [
+            DeleteElements("slots_tcp4", SLOTS, (ONE[0],)),
+            AddElements("slots_tcp4", SLOTS, ((ONE[0], TWO[1]),)),
+        ],
         True,
     ),
     "delete an element that is not there": ([DeleteElements("slots_tcp4", SLOTS, (TWO[0],))], False),
@@ -164,7 +167,8 @@ def operations(todo):
     """All operations of a plan; each kernel lists what it has in an order of its own."""
     every = (*todo.before, *todo.swap, *todo.collect, *todo.after)
     return sorted(
-        str(replace(op, keys=tuple(sorted(op.keys))) if isinstance(op, DeleteElements) else op) for op in every
+        str(replace(op, keys=tuple(sorted(op.keys))) if isinstance(op, DeleteElements) else op)
+        for op in every
     )
 
 

@@ -31,7 +31,10 @@ TABLES = {
         chain prerouting { type filter hook prerouting priority 0; policy accept; }
         """,
     "ip nat": """
-        set clients { type ipv4_addr; flags interval; elements = { 192.0.2.0/24, 198.51.100.1-198.51.100.9 }; }
+        set clients {
+            type ipv4_addr; flags interval
+            elements = { 192.0.2.0/24, 198.51.100.1-198.51.100.9 }
+        }
         chain pre {
             type nat hook prerouting priority -90
             tcp dport 8887 dnat to 192.168.2.73:9999 comment "by hand"
@@ -40,7 +43,10 @@ TABLES = {
         """,
     "ip6 filter": """
         set seen { type ipv6_addr; size 100; flags dynamic,timeout; timeout 1h; }
-        chain forward { type filter hook forward priority 0; policy accept; ip6 saddr 2001:db8:bad::/48 drop; }
+        chain forward {
+            type filter hook forward priority 0
+            ip6 saddr 2001:db8:bad::/48 drop
+        }
         """,
     "inet guard": """
         counter hits { packets 3 bytes 99 }
@@ -51,7 +57,10 @@ TABLES = {
         chain anonymous { ip saddr { 192.0.2.1, 192.0.2.2 } tcp dport vmap { 22 : accept, 23 : drop }; }
         """,
     "netdev early": """
-        chain ingress { type filter hook ingress device "eth0" priority 0; policy accept; ip saddr 192.0.2.66 drop; }
+        chain ingress {
+            type filter hook ingress device "eth0" priority 0
+            ip saddr 192.0.2.66 drop
+        }
         """,
 }
 
@@ -102,12 +111,9 @@ def _lines(content):
 
 @pytest.fixture
 def director(lab, servers):
-    director = Director(lab)
-    yield director
-    if director.process:
-        director.stop()
-    director.lbd("apply", "--remove")
-    director.close()
+    with Director(lab) as director:
+        yield director
+    assert director.lbd("apply", "--remove").returncode == 0
 
 
 def foreign(director):
@@ -124,7 +130,7 @@ def foreign(director):
 
 
 def _without_ours(item):
-    """Leave out what carries lbd's number, and what the kernel makes of lbd's own address and of forwarding."""
+    """Leave out what carries lbd's number, and what the kernel makes of its address and of forwarding."""
     made = "192.168.18.60" in (item.get("dst"), item.get("prefsrc")) or item.get("type") == "anycast"
     if item.get("protocol") == "76" or made:
         return None

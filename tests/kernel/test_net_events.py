@@ -38,7 +38,7 @@ def quiet(events, host):
 
 
 @pytest.fixture
-def events(host):  # noqa: ARG001 - the door opens in it
+def events(host):
     watched = [RouteKey("0.0.0.0/0", 254, 0), RouteKey("2001:db8:9::/48", 100, 7)]
     with NetEvents(watched) as door:
         yield door

@@ -27,7 +27,7 @@ def host():
 
 
 @pytest.fixture
-def net(host):  # noqa: ARG001 - the door opens in it
+def net(host):
     with Net() as door:
         yield door
 

@@ -5,12 +5,12 @@ import select
 import subprocess
 
 import pytest
-from netns import inside
 
 from lbd.core.ops import AddTable, DeleteTable
 from lbd.host import netlink, nft_events, nft_read
 from lbd.host.nft import Nft
 from lbd.host.nft_events import Commit, NftEvents
+from netns import inside
 
 pytestmark = pytest.mark.kernel
 
@@ -81,7 +81,9 @@ def test_a_commit_that_touches_ours_and_others_is_announced_once(events):
 
 
 def test_a_refused_transaction_is_not_announced(events):
-    assert subprocess.run(["nft", "add table inet lbd; delete table ip nope"], capture_output=True, check=False).returncode
+    assert subprocess.run(
+        ["nft", "add table inet lbd; delete table ip nope"], capture_output=True, check=False
+    ).returncode
     pid = nft("add table inet lbd")
     assert [commit.pid for commit in commits(events)] == [pid]
 
@@ -91,7 +93,10 @@ def test_announcements_that_did_not_fit_are_told_as_lost(monkeypatch):
     monkeypatch.setattr(nft_events, "RECEIVE_BUFFER", 1)  # the kernel makes some 2 KiB of it
     events = NftEvents()
     elements = ", ".join(f"192.0.2.{n}" for n in range(256))
-    nft("add table inet lbd; add set inet lbd s { type ipv4_addr; };" f"add element inet lbd s {{ {elements} }}")
+    nft(
+        "add table inet lbd; add set inet lbd s { type ipv4_addr; };"
+        f"add element inet lbd s {{ {elements} }}"
+    )
     assert [commit.lost for commit in commits(events)].count(True) == 1
     # It goes on from there.
     pid = nft("delete table inet lbd")

@@ -2,11 +2,12 @@
 
 import os
 import signal
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from netns import inside
 
 from lbd.core.ops import AddChain, AddElements, AddMap, AddTable, DeleteElements, DeleteTable
 from lbd.core.program import SCHEMA
@@ -15,6 +16,7 @@ from lbd.host import netlink, nft_read
 from lbd.host.nft import Nft
 from lbd.lab.namespaces import wait_until
 from lbd.reconcile import RefusedError
+from netns import inside
 from running import alive
 
 pytestmark = pytest.mark.kernel
@@ -78,13 +80,12 @@ def test_a_worker_that_died_in_a_commit_leaves_all_or_nothing(door, lost):
     seen = set()
     # Loading takes some 0.3 s: from before the first byte to after the last.
     for delay in (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8):
-        victim = door.pid or door.read() and door.pid
-        before = generation()
-        killer = _kill_later(victim, delay)
-        try:
+        door.read()
+        victim, before = door.pid, generation()
+        killer = threading.Timer(delay, os.kill, (victim, signal.SIGKILL))
+        killer.start()
+        with suppress(RefusedError):
             door.commit([many])
-        except RefusedError:
-            pass
         killer.join()
         if door.pid == victim:
             with pytest.raises(RefusedError):
@@ -97,14 +98,6 @@ def test_a_worker_that_died_in_a_commit_leaves_all_or_nothing(door, lost):
             door.commit([DeleteElements("slots_tcp4", LARGE, tuple(key for key, _ in many.items))])
     assert lost
     assert 0 in seen
-
-
-def _kill_later(pid, delay):
-    import threading
-
-    timer = threading.Timer(delay, os.kill, (pid, signal.SIGKILL))
-    timer.start()
-    return timer
 
 
 def generation():

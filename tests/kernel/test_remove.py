@@ -12,9 +12,9 @@ from running import VIP, Director, at, backends, service
 
 pytestmark = pytest.mark.kernel
 
-# Everything that lbd can hold. The default route takes the place of one that is not lbd's. The IPv6 address has
-# no subnet: where forwarding is switched while an address comes up, the kernel counts the anycast address of
-# its subnet once too often and keeps it (net/ipv6/addrconf.c).
+# Everything that lbd can hold. The default route takes the place of one that is not lbd's. The IPv6 address
+# has no subnet: where forwarding is switched while an address comes up, the kernel counts the anycast address
+# of its subnet once too often and keeps it (net/ipv6/addrconf.c).
 FILE = "\n".join(
     [
         service(at(VIP[4], 8888), backends(2), interface="eth0"),
@@ -51,11 +51,8 @@ def lab():
 @pytest.fixture
 def director(lab):
     """Nothing runs yet."""
-    director = Director(lab)
-    yield director
-    if director.process:
-        director.stop()
-    director.close()
+    with Director(lab) as director:
+        yield director
 
 
 def everything(lab):

@@ -3,8 +3,8 @@
 import pytest
 
 from lbd.lab.namespaces import Lab
-from lbd.lab.traffic import Conversation, ask
 from lbd.lab.topology import experiment
+from lbd.lab.traffic import Conversation, ask
 from running import CLIENT, SERVERS, VIP, at, service
 
 pytestmark = [pytest.mark.kernel, pytest.mark.parametrize("protocol", ["tcp", "udp"])]

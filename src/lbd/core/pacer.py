@@ -10,6 +10,9 @@ from typing import Literal
 
 Reason = Literal["start", "file", "signal", "reload", "rules", "net", "audit", "retry"]
 
+# What a look of any kind answers, since it reads the host anew.
+HOST_REASONS: frozenset[Reason] = frozenset({"rules", "net"})
+
 # Editors write in several steps; 0.3 s after the last one the file is whole, and an edit is still in the
 # kernel well within a second.
 SETTLE = 0.3
@@ -64,7 +67,8 @@ class Pacer:
             self.reasons.setdefault("audit", now)
         due = frozenset(reason for reason, at in self.reasons.items() if at <= now)
         # Whatever a look is for, it answers what changed on the host: no second look for that.
-        for reason in due | {"rules", "net"} if due else due:
+        answered: frozenset[Reason] = due | HOST_REASONS if due else due
+        for reason in answered:
             self.reasons.pop(reason, None)
         if "file" in due:
             self._first_file = None
