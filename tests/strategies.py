@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from lbd.core.desired import desired
-from lbd.core.entries import (
+from lbd.core.settings import (
     AddressEntry,
     Backend,
     Config,

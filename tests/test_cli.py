@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -345,3 +346,16 @@ def test_output_that_nobody_reads_is_no_error(good):
     )
     os.close(writer)
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_a_full_disk_is_one_line(good):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "lbd", "check", "-c", good],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "lbd: [Errno 28] No space left on device\n"

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 
 from fakes import clone, hosts, state, wanted
 from lbd.core.desired import desired
-from lbd.core.entries import Config
 from lbd.core.program import SCHEMA
+from lbd.core.settings import Config
 from lbd.core.state import Memory
 from lbd.reconcile import RefusedError, plan, reconcile, remove
 from lbd.testing import FakeHost

@@ -51,10 +51,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except ExitError as error:
         print(f"lbd: {error}" if error.code != BAD_FILE else error, file=sys.stderr)
         code = error.code
-    except BrokenPipeError:
-        # The reader (`| head`) has enough. What is left in the buffer must not complain at exit.
+    except OSError as error:
+        # What is left in the buffer must not complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = OK
+        # A broken pipe: the reader (`| head`) has enough.
+        code = OK if isinstance(error, BrokenPipeError) else FAILED
+        if code:
+            print(f"lbd: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)
@@ -143,7 +146,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from lbd.core.source import BadFileError
+    from lbd.core.source import BadFileError, printable
     from lbd.host import files
 
     try:
@@ -169,7 +172,7 @@ def _check(arguments: argparse.Namespace) -> int:
         "rule": len(config.rules),
     }
     said = ", ".join(f"{count} {name}{_plural(name, count)}" for name, count in things.items() if count)
-    print(f"{arguments.config}: good: {said or 'nothing to do'}")
+    print(f"{printable(str(arguments.config))}: good: {said or 'nothing to do'}")
     return OK
 
 

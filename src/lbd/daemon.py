@@ -18,9 +18,9 @@ from typing import Any
 import lbd
 from lbd.core import report
 from lbd.core.control import SOCKET_NAME
-from lbd.core.entries import Config
 from lbd.core.pacer import Pacer, Reason
 from lbd.core.report import Actor
+from lbd.core.settings import Config
 from lbd.core.state import Desired
 from lbd.core.status import Standing, State, document, headline
 from lbd.host.director import Director

@@ -12,8 +12,8 @@ from pathlib import Path
 from lbd.core import report
 from lbd.core.config import parse
 from lbd.core.desired import desired
-from lbd.core.entries import Config
 from lbd.core.entry import Entry
+from lbd.core.settings import Config
 from lbd.core.source import BadFileError, Source
 from lbd.core.state import Desired
 from lbd.host import files

@@ -7,9 +7,9 @@ import errno
 from collections.abc import Callable
 
 from lbd.core import report
-from lbd.core.entries import Config, Service
 from lbd.core.entry import Entry
 from lbd.core.packet import Paths
+from lbd.core.settings import Config, Service
 from lbd.host.nflog import NfLog
 
 

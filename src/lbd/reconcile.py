@@ -36,7 +36,11 @@ class Host(Protocol):
         """
 
     def apply(self, op: HostOp) -> None:
-        """Do one operation outside nftables, or raise RefusedError."""
+        """Do one operation outside nftables, or raise RefusedError.
+
+        A Remember that is refused could not be written down: it holds for as long as this host is open.
+        A full disk must not keep a director from forwarding.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,22 +131,15 @@ class _Run:
         self.generation = 0
 
     def each(self, ops: Iterable[HostOp]) -> None:
-        """Do all that can be done, but never lose what is to be put back one day.
-
-        It is noted first, so without the note nothing else is done; it is forgotten last, so not when
-        something before that was refused.
-        """
+        """Do all that can be done. What was there before lbd is forgotten only if all before that was done."""
         refused = len(self.refused)
         for op in ops:
-            remember = isinstance(op, Remember)
-            if remember and len(self.refused) > refused:
+            if isinstance(op, Remember) and len(self.refused) > refused:
                 return
             try:
                 self.host.apply(op)
             except RefusedError as error:
                 self._note(error)
-                if remember:
-                    return
 
     def transaction(self, ops: Sequence[NftOp]) -> bool:
         if not ops:

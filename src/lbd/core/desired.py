@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lbd.core.entries import AddressEntry, Config, Listen, RouteEntry, RuleEntry, Service
 from lbd.core.program import Family, LogTo, Target, Virtual, build
 from lbd.core.program import Listen as Endpoint
+from lbd.core.settings import AddressEntry, Config, Listen, RouteEntry, RuleEntry, Service
 from lbd.core.slots import reduce
 from lbd.core.state import Address, Desired, Route, Rule
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from lbd.core.entries import Backend, Config, Service
+    from lbd.core.settings import Backend, Config, Service
 
 State = Literal["converged", "converging", "degraded"]
 

@@ -22,7 +22,7 @@ from lbd.core.config.tables import (
     ServiceTable,
     read,
 )
-from lbd.core.entries import (
+from lbd.core.settings import (
     AddressEntry,
     Backend,
     Config,

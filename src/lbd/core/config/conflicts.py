@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from lbd.core.config.locate import Part, Path
-    from lbd.core.entries import IP, AddressEntry, Backend, Listen, RouteEntry, RuleEntry, Service
+    from lbd.core.settings import IP, AddressEntry, Backend, Listen, RouteEntry, RuleEntry, Service
 
 # What IPv6 makes of a route without a metric (IP6_RT_PRIO_USER, include/net/ip6_route.h).
 IPV6_METRIC = 1024
@@ -106,18 +106,19 @@ def _listens(entries: Placed[Service]) -> Iterator[Finding]:
 
 
 def _backends(place: Place, service: Service) -> Iterator[Finding]:
-    own: set[tuple[IP, int | None]] = {(listen.address, listen.port) for listen in service.listen}
-    # A backend without a port has that of each listen address, so an address that is listened on is a loop.
-    own |= {(listen.address, None) for listen in service.listen}
-    first: dict[tuple[IP, int | None], Place] = {}
+    own = {(listen.address, listen.port) for listen in service.listen}
+    ports = {listen.port for listen in service.listen}
+    first: dict[tuple[IP, int], Place] = {}
     for i, backend in enumerate(service.backends):
         here = place / i
-        key = (backend.address, backend.port)
-        earlier = first.setdefault(key, here)
-        if earlier is not here:
+        # A backend without a port has that of each listen address.
+        ends = [(backend.address, port) for port in ([backend.port] if backend.port else sorted(ports))]
+        earlier = next((first[end] for end in ends if end in first), None)
+        if earlier:
             hint = "give one a higher weight to send it more"
             yield Finding(here, f"{backend} is listed twice; {hint}", also=earlier)
-        if key in own:
+        first |= dict.fromkeys(ends, here)
+        if not own.isdisjoint(ends):
             yield Finding(here, f"{backend} is the service's own listen address, which would be a loop")
 
 

@@ -20,7 +20,7 @@ from pydantic import (
 
 from lbd.core.config import values
 from lbd.core.config.conflicts import Finding, Place
-from lbd.core.entries import (
+from lbd.core.settings import (
     IP,
     Backend,
     InterfaceAddress,

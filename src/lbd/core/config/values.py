@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, ip_address, ip_interface, ip_network
 from typing import TYPE_CHECKING
 
-from lbd.core.entries import IP, Backend, InterfaceAddress, Listen, Network, Protocol, ReturnPath
+from lbd.core.settings import IP, Backend, InterfaceAddress, Listen, Network, Protocol, ReturnPath
 from lbd.core.source import quote
 
 if TYPE_CHECKING:
