@@ -69,7 +69,7 @@ def _toml(value):
 
 
 class Director(AbstractContextManager["Director"]):
-    """`lbd run` on the lab's director, from `start` to `stop` or the context's end. `lines` is what it says."""
+    """`lbd run` on a host of the lab, from `start` to `stop` or the end of the context. It says `lines`."""
 
     def __init__(self, lab, host="director"):
         self.lab, self.host = lab, host

@@ -131,7 +131,7 @@ class _Run:
         self.generation = 0
 
     def each(self, ops: Iterable[HostOp]) -> None:
-        """Do all that can be done. What was there before lbd is forgotten only if all before that was done."""
+        """Do all that can be done. What was before lbd is forgotten only if all before that was done."""
         refused = len(self.refused)
         for op in ops:
             if isinstance(op, Remember) and len(self.refused) > refused:

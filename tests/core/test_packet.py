@@ -45,22 +45,26 @@ WHOLE = (TCP4, UDP4, TCP6, UDP6)
 
 def test_tcp_over_ipv4():
     assert parse("in", "eth0", TCP4) == Packet(
-        "in", "eth0", "198.51.100.7", "192.0.2.1", "tcp", 40000, 80, ("SYN",)
+        "in", "eth0", "198.51.100.7", "192.0.2.1", "tcp", 40000, 80, ("SYN",), 64
     )
 
 
 def test_udp_over_ipv4():
-    assert parse("out", "eth1", UDP4) == Packet("out", "eth1", "198.51.100.7", "192.0.2.1", "udp", 40000, 53)
+    assert parse("out", "eth1", UDP4) == Packet(
+        "out", "eth1", "198.51.100.7", "192.0.2.1", "udp", 40000, 53, ttl=64
+    )
 
 
 def test_tcp_over_ipv6():
     assert parse("in", "eth0", TCP6) == Packet(
-        "in", "eth0", "2001:db8:1::7", "2001:db8::1", "tcp", 40000, 80, ("SYN", "ACK")
+        "in", "eth0", "2001:db8:1::7", "2001:db8::1", "tcp", 40000, 80, ("SYN", "ACK"), 64
     )
 
 
 def test_udp_over_ipv6():
-    assert parse("in", "eth0", UDP6) == Packet("in", "eth0", "2001:db8:1::7", "2001:db8::1", "udp", 40000, 53)
+    assert parse("in", "eth0", UDP6) == Packet(
+        "in", "eth0", "2001:db8:1::7", "2001:db8::1", "udp", 40000, 53, ttl=64
+    )
 
 
 def test_options_of_ipv4_are_passed_over():
@@ -77,8 +81,8 @@ def test_flags_are_named(flags, names):
 
 
 def test_other_protocols_have_a_number_and_no_ports():
-    packet = parse("in", "eth0", ipv4("10.0.0.1", "10.0.0.2", 1, bytes(8)))
-    assert (packet.protocol, packet.source_port, packet.destination_port) == ("1", 0, 0)
+    packet = parse("in", "eth0", ipv4("10.0.0.1", "10.0.0.2", 89, bytes(8)))
+    assert (packet.protocol, packet.source_port, packet.destination_port) == ("89", 0, 0)
 
 
 @pytest.mark.parametrize("data", WHOLE, ids=["tcp4", "udp4", "tcp6", "udp6"])
@@ -169,3 +173,8 @@ def test_protocol_is_part_of_a_listen_address():
     assert PATHS.explain(packet) == ("dns", "request enters")
     packet = Packet("in", "eth0", CLIENT[0], "192.0.2.1", "tcp", CLIENT[1], 53)
     assert PATHS.explain(packet) == ("", "packet enters")
+
+
+def test_a_later_fragment_has_no_ports():
+    fragment = TCP4[:6] + b"\x00\x10" + TCP4[8:]
+    assert parse("in", "eth0", fragment) == Packet("in", "eth0", "198.51.100.7", "192.0.2.1", "tcp", ttl=64)

@@ -13,7 +13,7 @@ import pytest
 
 from lbd.lab.namespaces import NAMES, Lab, LabError, wait_until
 from lbd.lab.servers import PAGE, Server
-from lbd.lab.tap import Packet, Tap, parse
+from lbd.lab.tap import Tap
 from lbd.lab.topology import experiment
 from lbd.lab.traffic import Conversation, Requester, _exchange, ask
 
@@ -191,7 +191,7 @@ def test_reply_by_way_of_elsewhere_is_lost(lab, family):
     with Server(lab, "server2", 7), Tap(lab, "router") as router:
         address = lab.topology["server2"].address(family)
         assert ask(lab, "client", address, 7, timeout=0.3).failure == "timeout"
-        assert router.wait_for(lambda p: p.flags == "ACK SYN" and p.source == address)
+        assert router.wait_for(lambda p: p.flags == ("SYN", "ACK") and p.source == address)
 
 
 def test_address_nobody_has_is_unreachable_without_a_route(lab):
@@ -295,7 +295,7 @@ def test_source_port_is_used_and_free_again_at_once(lab, kind, family):
         for _ in range(3):
             answer = ask(lab, "client", DIRECTOR[family], 80, protocol=protocol, source_port=5555)
             assert answer.server == "director"
-        assert {p.sport for p in tap.seen if p.direction == "in" and p.protocol == protocol} == {5555}
+        assert {p.source_port for p in tap.seen if p.direction == "in" and p.protocol == protocol} == {5555}
 
 
 def test_datagrams_are_answered_from_the_address_that_was_asked(lab):
@@ -371,13 +371,14 @@ def test_tap_sees_the_syn_and_the_reset_of_a_closed_port(lab, family):
         assert ask(lab, "client", DIRECTOR[family], 8888).failure == "refused"
         tap.wait_for(lambda p: "RST" in p.flags)
         syn, reset = (p for p in tap.seen if p.protocol == "tcp")
-    assert (syn.interface, syn.direction, syn.flags) == ("eth0", "in", "SYN")
-    assert (syn.source, syn.destination, syn.dport) == (client, DIRECTOR[family], 8888)
-    assert (reset.interface, reset.direction, reset.flags) == ("eth0", "out", "ACK RST")
-    assert (reset.source, reset.sport, reset.dport) == (DIRECTOR[family], 8888, syn.sport)
-    assert 0 <= reset.time - syn.time < 1
-    assert abs(syn.time - time.time()) < 60
-    assert str(syn) == f"in  eth0 tcp {client}:{syn.sport} -> {DIRECTOR[family]}:8888 SYN"
+    assert (syn.interface, syn.direction, syn.flags) == ("eth0", "in", ("SYN",))
+    assert (syn.source, syn.destination, syn.destination_port) == (client, DIRECTOR[family], 8888)
+    assert (reset.interface, reset.direction, reset.flags) == ("eth0", "out", ("RST", "ACK"))
+    assert (reset.source, reset.source_port, reset.destination_port) == (
+        DIRECTOR[family],
+        8888,
+        syn.source_port,
+    )
 
 
 @pytest.mark.usefixtures("forwarding")
@@ -400,19 +401,10 @@ def test_tap_tells_what_it_saw_when_the_expected_did_not_come(lab):
     with Tap(lab, "director", ["eth0"]) as tap:
         ask(lab, "client", DIRECTOR[4], 8888)
         with pytest.raises(
-            TimeoutError, match=r"in  eth0 tcp 192\.168\.18\.25:\d+ -> 192\.168\.18\.58:8888 SYN"
+            TimeoutError, match=r"in eth0 192\.168\.18\.25:\d+ > 192\.168\.18\.58:8888 tcp SYN"
         ):
-            tap.wait_for(lambda p: p.dport == 1, seconds=0.1)
+            tap.wait_for(lambda p: p.destination_port == 1, seconds=0.1)
         tap.clear()
         with pytest.raises(TimeoutError) as error:
-            tap.wait_for(lambda p: p.dport == 8888, seconds=0.1)
+            tap.wait_for(lambda p: p.destination_port == 8888, seconds=0.1)
         assert "8888" not in str(error.value)
-
-
-def test_what_is_no_whole_ip_packet_is_passed_over():
-    header = bytes.fromhex("4500003c000040004006000001020304050607081388") + b"\x22\xb8" + bytes(9) + b"\x02"
-    assert parse(0x0800, header + bytes(6)) == Packet("1.2.3.4", "5.6.7.8", "tcp", 5000, 8888, "SYN", 64)
-    assert all(parse(0x0800, header[:length]) is None for length in range(len(header)))
-    assert parse(0x0806, header) is None
-    later_fragment = header[:6] + b"\x00\x10" + header[8:]
-    assert parse(0x0800, later_fragment) == Packet("1.2.3.4", "5.6.7.8", "tcp", ttl=64)

@@ -14,7 +14,7 @@ from typing import Literal
 
 FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG")
 TCP, UDP = 6, 17
-NAMES = {TCP: "tcp", UDP: "udp"}
+NAMES = {1: "icmp", TCP: "tcp", UDP: "udp", 58: "icmp6", 132: "sctp"}
 IPV4_LEAST, IPV6_HEADER, PORTS, TCP_FLAGS = 20, 40, 4, 13
 
 Direction = Literal["in", "out"]
@@ -22,7 +22,10 @@ Direction = Literal["in", "out"]
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """One packet as seen at one hook: `interface` is where it came in, or is about to leave."""
+    """One packet as seen at one hook: `interface` is where it came in, or is about to leave.
+
+    Ports are 0 and flags empty where there are none, as in the later fragments of a packet.
+    """
 
     direction: Direction
     interface: str
@@ -32,6 +35,7 @@ class Packet:
     source_port: int = 0
     destination_port: int = 0
     flags: tuple[str, ...] = ()
+    ttl: int = 0
 
     def __str__(self) -> str:
         ends = (self.source, self.source_port), (self.destination, self.destination_port)
@@ -52,24 +56,30 @@ def parse(direction: Direction, interface: str, data: bytes) -> Packet | None:
     source: IPv4Address | IPv6Address
     destination: IPv4Address | IPv6Address
     header = (data[0] & 0xF) * 4 if version == 4 else IPV6_HEADER  # noqa: PLR2004 - the version field
+    later_fragment = False
     if version == 4 and len(data) >= IPV4_LEAST <= header:  # noqa: PLR2004
-        protocol, source, destination = data[9], IPv4Address(data[12:16]), IPv4Address(data[16:20])
+        later_fragment = bool(int.from_bytes(data[6:8], "big") & 0x1FFF)
+        ttl, protocol, source, destination = (
+            data[8],
+            data[9],
+            IPv4Address(data[12:16]),
+            IPv4Address(data[16:20]),
+        )
     elif version == 6 and len(data) >= IPV6_HEADER:  # noqa: PLR2004
-        protocol = data[6]
+        ttl, protocol = data[7], data[6]
         source, destination = IPv6Address(data[8:24]), IPv6Address(data[24:40])
     else:
         return None
-    rest = data[header:]
+    rest = b"" if later_fragment else data[header:]
     source_port = destination_port = 0
     flags: tuple[str, ...] = ()
-    if protocol in NAMES and len(rest) >= PORTS:
+    if protocol in (TCP, UDP) and len(rest) >= PORTS:
         source_port, destination_port = struct.unpack("!HH", rest[:PORTS])
     if protocol == TCP and len(rest) > TCP_FLAGS:
         flags = tuple(name for bit, name in enumerate(FLAGS) if rest[TCP_FLAGS] >> bit & 1)
     name = NAMES.get(protocol, str(protocol))
-    return Packet(
-        direction, interface, str(source), str(destination), name, source_port, destination_port, flags
-    )
+    ends = (str(source), str(destination), name, source_port, destination_port)
+    return Packet(direction, interface, *ends, flags, ttl)
 
 
 @dataclass(frozen=True, slots=True)

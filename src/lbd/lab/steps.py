@@ -7,11 +7,12 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from lbd.core.packet import Packet, endpoint
 from lbd.host.nft_events import NftEvents
 from lbd.lab.daemon import Daemon, Hop
 from lbd.lab.namespaces import LabError
 from lbd.lab.servers import Server
-from lbd.lab.tap import Seen, Tap
+from lbd.lab.tap import Tap
 from lbd.lab.traffic import Answer, Requester, ask
 
 if TYPE_CHECKING:
@@ -292,10 +293,11 @@ def _many(failures: Mapping[str, int]) -> str:
     return ", ".join(f"{count} ({failure})" for failure, count in failures.items()) or "none"
 
 
-def _hop(packet: Seen) -> Hop:
+def _hop(packet: Packet) -> Hop:
     part = {"in": "request enters", "out": "answer leaves"}[packet.direction]
-    ends = f"{packet.source}:{packet.sport}", f"{packet.destination}:{packet.dport}"
-    return Hop(part, packet.interface, *ends, packet.flags)
+    source = endpoint(packet.source, packet.source_port)
+    destination = endpoint(packet.destination, packet.destination_port)
+    return Hop(part, packet.interface, source, destination, " ".join(packet.flags))
 
 
 def _away(events: NftEvents, culprit: int) -> float:
