@@ -49,8 +49,9 @@ class Server(AbstractContextManager["Server"]):
             self._selector.register(self._listener, selectors.EVENT_READ)
             self._selector.register(self._bell, selectors.EVENT_READ)
             self._thread = threading.Thread(target=self._serve, name=f"{self.name}:{port}", daemon=True)
-            self._thread.start()
+            # Before the start, which a Ctrl-C may end when the thread runs already.
             stack.callback(self._join)
+            self._thread.start()
             self._stack = stack.pop_all()
 
     def __exit__(self, *exception: object) -> None:
@@ -62,7 +63,8 @@ class Server(AbstractContextManager["Server"]):
 
     def _join(self) -> None:
         os.eventfd_write(self._bell, 1)
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def _serve(self) -> None:
         try:

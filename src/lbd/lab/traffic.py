@@ -180,7 +180,12 @@ class Requester(AbstractContextManager["Requester"]):
         self._thread = threading.Thread(target=self._loop, name=f"requests to {address}", daemon=True)
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            # A Ctrl-C may come when the thread runs already; without this it would outlive its lab.
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -189,7 +194,8 @@ class Requester(AbstractContextManager["Requester"]):
     def stop(self) -> Tally:
         """End after the request that is under way, and return how they all went."""
         self._stop.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         return self.tally()
 
     def tally(self) -> Tally:
