@@ -67,10 +67,8 @@ def test_a_worker_that_died_is_replaced(door, lost):
     door.commit([elements(3)])
     first = door.pid
     os.kill(first, signal.SIGKILL)
-    with pytest.raises(RefusedError, match="the worker process ended during 'read'"):
-        door.read()
-    assert lost == [f"the nftables worker (pid {first}) ended"]
     assert len(door.read()[0].elements["slots_tcp4"]) == 3
+    assert lost == [f"the nftables worker (pid {first}) ended"]
     assert door.pid != first
     assert not Path(f"/proc/{first}").exists()
 
@@ -87,9 +85,6 @@ def test_a_worker_that_died_in_a_commit_leaves_all_or_nothing(door, lost):
         with suppress(RefusedError):
             door.commit([many])
         killer.join()
-        if door.pid == victim:
-            with pytest.raises(RefusedError):
-                door.read()
         count = len(door.read()[0].elements["slots_tcp4"])
         assert count in (0, len(many.items))
         assert generation() == before + (count > 0)

@@ -20,6 +20,10 @@ from lbd.reconcile import RefusedError
 DEADLINE = 30.0
 
 
+class WorkerEndedError(RefusedError):
+    """The worker died while it was asked."""
+
+
 class Nft:
     """One worker, started when first needed and again whenever it was lost. Not for use by two threads."""
 
@@ -36,7 +40,12 @@ class Nft:
 
     def read(self) -> tuple[LiveTable | None, int]:
         """Return our table and the generation it was read at."""
-        table, generation = self._ask(("read",))
+        try:
+            table, generation = self._ask(("read",))
+        except WorkerEndedError:
+            # Reading changes nothing, so it may be asked of the next worker. One that hangs may be asked of
+            # another as well, but not within the patience of whoever waits for us.
+            table, generation = self._ask(("read",))
         return table, generation
 
     def commit(self, ops: Sequence[NftOp]) -> int:
@@ -61,10 +70,12 @@ class Nft:
             nft_worker.send(sock, request)
             answer = nft_worker.receive(sock)
         except (OSError, EOFError) as error:
-            why = "did not answer in time" if isinstance(error, TimeoutError) else "ended"
+            hangs = isinstance(error, TimeoutError)
+            why = "did not answer in time" if hangs else "ended"
             self._give_up(why)
             # What the transaction became is for the next look to find: it is whole or not there.
-            raise RefusedError(f"nftables: the worker process {why} during {request[0]!r}") from error
+            kind = RefusedError if hangs else WorkerEndedError
+            raise kind(f"nftables: the worker process {why} during {request[0]!r}") from error
         match answer:
             case ("ok", value):
                 return value
