@@ -216,7 +216,7 @@ def test_what_the_kernel_refuses_is_told(run, good, host, arguments, permission,
     assert "lbd: nftables: not today\n" in err
 
 
-@pytest.mark.parametrize("arguments", [("plan",), ("apply", "--remove")])
+@pytest.mark.parametrize("arguments", [("plan",), ("apply",), ("apply", "--remove")])
 def test_host_that_cannot_be_read_is_told(run, good, host, monkeypatch, arguments):
     def refuse(_):
         raise RefusedError("Operation not permitted", permission=True)

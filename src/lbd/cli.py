@@ -137,7 +137,8 @@ def _run(arguments: argparse.Namespace) -> int:
         with _claim():
             asyncio.run(Daemon(arguments.config, Directories(_runtime(), _state())).run())
     except ControlSocketError as error:
-        raise ExitError(FAILED, str(error)) from error
+        denied = isinstance(error.__cause__, PermissionError)
+        raise ExitError(NO_PERMISSION if denied else FAILED, str(error)) from error
     except PermissionError as error:
         raise ExitError(
             NO_PERMISSION, f"{error.strerror}: the daemon needs CAP_NET_ADMIN (root has it)"
@@ -198,7 +199,8 @@ def _apply(arguments: argparse.Namespace) -> int:
     wish = None if arguments.remove else _wish(arguments.config)
     with _claim(), _director() as host:
         outcome = remove(host) if wish is None else reconcile(host, wish)
-    _show_plan(outcome.plan, "text")
+    if outcome.plan or outcome.converged:
+        _show_plan(outcome.plan, "text")
     if not outcome.converged:
         raise ExitError(NO_PERMISSION if outcome.permission else FAILED, "\nlbd: ".join(outcome.problems))
     return OK

@@ -25,6 +25,8 @@ from lbd.host import netlink, nft_read
 
 LENGTH = struct.Struct("=I")
 
+NEEDED = "lbd needs the capability CAP_NET_ADMIN in this network namespace; root has it"
+
 
 def send(sock: socket.socket, value: object) -> None:
     """Send one value."""
@@ -65,7 +67,8 @@ class Worker:
             return ("busy", str(error))
         except OSError as error:
             denied = error.errno in (errno.EPERM, errno.EACCES)
-            return ("refused", f"nftables: {error.strerror}", denied)
+            hint = f" ({NEEDED})" if denied else ""
+            return ("refused", f"nftables: {error.strerror}{hint}", denied)
 
     def _commit(self, text: str) -> tuple[Any, ...]:
         before = nft_read.generation(self.sock)
