@@ -166,7 +166,7 @@ def test_plan_shows_and_changes_nothing(run, good, host):
     code, out, _ = run("plan", "-c", good)
     lines = out.splitlines()
     assert code == 0
-    assert lines[0] == "remember net.ipv4.ip_forward"
+    assert lines[0] == "note what was there before lbd: net.ipv4.ip_forward"
     assert "add address 192.0.2.1/32 dev eth0" in lines
     assert "add table inet lbd" in lines
     # 251 slots on one line are for JSON.

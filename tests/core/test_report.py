@@ -47,7 +47,8 @@ def test_nothing_to_do_is_said_in_words():
 def test_drift_says_who():
     told = report.drift(PLAN, [NFT, UNKNOWN], 0.5)
     assert told.message == (
-        "drift repaired in 500 ms, changed by nft (pid 4711), unknown (pid 4712): 1 operation"
+        "drift repaired in 500 ms, changed by nft (pid 4711), unknown (pid 4712): "
+        "1 operation: flush chain inet lbd prerouting"
     )
     assert (told.message_id, told.priority) == (entry.DRIFT, entry.WARNING)
     assert told.fields["LBD_ACTOR_PID"] == "4711"

@@ -184,10 +184,10 @@ def test_a_stream_in_memory_gets_text():
     assert stream.getvalue() == "lbd: one\n"
 
 
-def test_an_entry_is_one_line_and_no_escape_sequence(stream, monkeypatch):
+def test_no_line_looks_like_another_entry_and_none_is_an_escape_sequence(stream, monkeypatch):
     monkeypatch.delenv("JOURNAL_STREAM")
-    Journal(stream).send(Entry("a\nb\x1b[31mc\r", APPLIED, ERROR))
-    assert written(stream) == "lbd: a b [31mc \n"
+    Journal(stream).send(Entry("a\nlbd: b\x1b[31mc\r", APPLIED, ERROR))
+    assert written(stream) == "lbd: a\n    lbd: b [31mc \n"
 
 
 def test_a_stream_of_another_encoding_still_gets_the_line(tmp_path):

@@ -243,7 +243,11 @@ class Remember:
 
     def __str__(self) -> str:
         held = [*self.memory.sysctls, *(str(live.route) for live in self.memory.routes.values())]
-        return f"remember {', '.join(held) or 'nothing'}"
+        return (
+            f"note what was there before lbd: {', '.join(held)}"
+            if held
+            else "forget what was there before lbd"
+        )
 
 
 HostOp = (

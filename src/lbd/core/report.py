@@ -85,8 +85,10 @@ def refused(error: BadFileError, *, kept: bool) -> Entry:
 def drift(plan: Plan, actors: Sequence[Actor], seconds: float) -> Entry:
     """Say that the host had changed under us and was repaired."""
     by = who(actors)
-    count = len(plan.lines())
-    message = f"drift repaired in {seconds * 1000:.0f} ms, changed by {by}: {operations(count)}"
+    lines = plan.lines()
+    message = f"drift repaired in {seconds * 1000:.0f} ms, changed by {by}: {operations(len(lines))}"
+    if len(lines) == 1:
+        message += f": {lines[0][:LINE_SHOWN]}"
     named = {"LBD_ACTOR_PID": str(actors[0].pid), "LBD_ACTOR_PROCESS": actors[0].process} if actors else {}
     fields = {"LBD_ACTOR": by, **named, **_plan(plan), "LBD_SECONDS": f"{seconds:.3f}"}
     return Entry(message, entry.DRIFT, entry.WARNING, fields)

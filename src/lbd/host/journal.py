@@ -78,9 +78,9 @@ class Journal:
         try:
             if not _writable(stream):
                 return
-            line = _line(entry.message, stream.encoding or "utf-8")
+            lines = _lines(entry.message, stream.encoding or "utf-8")
             colour = _colour(entry.priority) if stream.isatty() else ""
-            stream.write(f"{colour}{line}{_PLAIN}\n" if colour else f"{line}\n")
+            stream.write(f"{colour}{lines}{_PLAIN}\n" if colour else f"{lines}\n")
             stream.flush()
         except (OSError, ValueError):
             # The reader of the stream is gone (EPIPE) or it is closed: there is nobody left to tell.
@@ -124,10 +124,12 @@ def _writable(stream: TextIO) -> bool:
     return bool(poll.poll(0))
 
 
-def _line(message: str, encoding: str) -> str:
-    # Messages quote what users wrote: no line of their own and no escape sequence for the terminal.
-    line = "lbd: " + "".join(c if c.isprintable() else " " for c in message)
-    data = line.encode(encoding, "backslashreplace")[: _LINE_LIMIT - 16]  # 16: colours and newline
+def _lines(message: str, encoding: str) -> str:
+    # Messages quote what users wrote: no line that looks like an entry, no escape sequence for the terminal.
+    lines = ("".join(c if c.isprintable() else " " for c in line) for line in message.split("\n"))
+    data = ("lbd: " + "\n    ".join(lines)).encode(encoding, "backslashreplace")[
+        : _LINE_LIMIT - 16
+    ]  # 16: colours and newline
     return data.decode(encoding, "ignore")
 
 
