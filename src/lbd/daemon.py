@@ -184,6 +184,8 @@ class Daemon:
                     future.set_result(self._verdict())
 
     async def _look(self, reasons: frozenset[Reason], began: float) -> None:
+        # A file is told of when it is new, when it is good again, and when somebody asked.
+        tell = bool(reasons & {"signal", "reload"} or self.intent.refusal)
         if reasons & FILE_REASONS:
             await self._read_file(reasons, began)
         now = self.intent.now
@@ -198,7 +200,7 @@ class Daemon:
         drifted = bool(outcome.plan) and self.applied is now.desired and not before
         if drifted:
             self._note_drift(outcome, actors, took)
-        elif now.digest != self.applied_digest or reasons & {"signal", "reload"}:
+        elif now.digest != self.applied_digest or (tell and not self.intent.refusal):
             self.journal.send(report.applied(outcome.plan, str(self.intent.path), now.digest, took))
         self.applied, self.applied_digest = now.desired, now.digest
         if outcome.problems and outcome.problems != before:

@@ -155,8 +155,9 @@ def test_bad_edit_is_told_in_the_journal_once_and_ends_with_the_next_good_one(se
     serving.wait_line(rf"file refused, the last good file stays in force: .*{serving.path}:5:12", since=since)
     serving.reload()
     assert len([line for line in serving.lines[since:] if "file refused" in line]) == 1
+    assert not [line for line in serving.lines[since:] if "applied" in line]
     serving.write(GOOD)
-    serving.wait_in_force(GOOD, 2.0)
+    serving.wait_line(rf"applied {serving.path}: nothing to do", since=since)
 
 
 def test_file_that_vanishes_and_comes_back_is_found(serving):

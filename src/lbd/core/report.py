@@ -79,7 +79,7 @@ def refused(error: BadFileError, *, kept: bool) -> Entry:
         "LBD_COLUMN": str(first.column or ""),
         "LBD_REASON": first.message,
     }
-    return Entry(f"file refused, {goes_on}:\n{error}", entry.REFUSED, entry.ERROR, fields)
+    return Entry(f"file refused, {goes_on}: {error}", entry.REFUSED, entry.ERROR, fields)
 
 
 def drift(plan: Plan, actors: Sequence[Actor], seconds: float) -> Entry:
