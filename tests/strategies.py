@@ -6,7 +6,6 @@ every one of them. Every other address here is on no network of the host.
 
 from ipaddress import ip_address, ip_interface, ip_network
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from lbd.core.desired import desired
@@ -21,10 +20,6 @@ from lbd.core.settings import (
     RuleEntry,
     Service,
 )
-
-# What is drawn is a whole table, which takes its time on a slow machine: that is no defect of a test.
-settings.register_profile("lbd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("lbd")
 
 # Interface to the addresses that it must have for the routes to be possible.
 NETWORKS = {

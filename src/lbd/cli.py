@@ -1,4 +1,4 @@
-"""The `lbd` command: the only place that prints.
+"""The `lbd` command: only it and the demo (lab/narrator) print.
 
 Commands import what they need when they run, so that `lbd status` does not wait for libraries that only
 the daemon uses.
@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import lbd
 from lbd.client import CallError, call
+from lbd.core.control import BAD_FILE, DIFFERENCES, FAILED, NO_PERMISSION, OK
+from lbd.core.words import many, printable
 
 if TYPE_CHECKING:
     from lbd.core.plan import Plan
     from lbd.core.state import Desired
     from lbd.host.director import Director
-
-# sysexits.h, where it has a word for it.
-OK, FAILED, USAGE, DIFFERENCES, NO_DAEMON, NO_PERMISSION, BAD_FILE = 0, 1, 2, 4, 69, 77, 78
 
 # A reload reads the file and may load ten thousand services; longer than that is a verdict in itself.
 RELOAD_MOST = 120.0
@@ -44,6 +43,7 @@ class ExitError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit."""
+    _have_streams()
     arguments = parser().parse_args(argv)
     try:
         code = arguments.run(arguments)
@@ -61,6 +61,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)
+
+
+def _have_streams() -> None:
+    """Open /dev/null for each standard stream that was closed, or the next socket would get its number."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - open until the process ends
 
 
 def parser() -> argparse.ArgumentParser:
@@ -147,7 +154,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from lbd.core.source import BadFileError, printable
+    from lbd.core.source import BadFileError
     from lbd.host import files
 
     try:
@@ -172,23 +179,17 @@ def _check(arguments: argparse.Namespace) -> int:
         "route": len(config.routes),
         "rule": len(config.rules),
     }
-    said = ", ".join(f"{count} {name}{_plural(name, count)}" for name, count in things.items() if count)
+    said = ", ".join(many(count, name) for name, count in things.items() if count)
     print(f"{printable(str(arguments.config))}: good: {said or 'nothing to do'}")
     return OK
-
-
-def _plural(name: str, count: int) -> str:
-    if count == 1:
-        return ""
-    return "es" if name.endswith("s") else "s"
 
 
 def _plan(arguments: argparse.Namespace) -> int:
     from lbd.reconcile import plan
 
-    wish = _wish(arguments.config)
+    wanted = _desired(arguments.config)
     with _director() as host:
-        found = plan(host, wish)
+        found = plan(host, wanted)
     _show_plan(found, arguments.output)
     return DIFFERENCES if found and arguments.exit_code else OK
 
@@ -196,9 +197,9 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _apply(arguments: argparse.Namespace) -> int:
     from lbd.reconcile import reconcile, remove
 
-    wish = None if arguments.remove else _wish(arguments.config)
+    wanted = None if arguments.remove else _desired(arguments.config)
     with _claim(), _director() as host:
-        outcome = remove(host) if wish is None else reconcile(host, wish)
+        outcome = remove(host) if wanted is None else reconcile(host, wanted)
     if outcome.plan or outcome.converged:
         _show_plan(outcome.plan, "text")
     if not outcome.converged:
@@ -206,7 +207,7 @@ def _apply(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _wish(path: Path) -> Desired:
+def _desired(path: Path) -> Desired:
     from lbd.core.desired import desired
     from lbd.core.source import BadFileError
     from lbd.host import files
@@ -271,7 +272,7 @@ def _reload(_: argparse.Namespace) -> int:
     if not verdict["ok"]:
         raise ExitError(int(verdict.get("exit", FAILED)), str(verdict["error"]))
     count = verdict["operations"]
-    print(f"reloaded: {count} operation{_plural('', count)}" if count else "reloaded: nothing to do")
+    print(f"reloaded: {many(count, 'operation') if count else 'nothing to do'}")
     return OK
 
 
@@ -302,7 +303,3 @@ def _demo(arguments: argparse.Namespace) -> int:
         raise ExitError(NO_PERMISSION, "the demo makes network namespaces, which takes root")
     code: int = run(colour=sys.stdout.isatty() and not arguments.no_colour and "NO_COLOR" not in os.environ)
     return code
-
-
-if __name__ == "__main__":
-    main()

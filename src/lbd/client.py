@@ -8,34 +8,31 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
 
-from lbd.core.control import SOCKET_NAME
+from lbd.core.control import FAILED, NO_DAEMON, NO_PERMISSION, SOCKET_NAME
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-_CHUNK: Final = 64 * 1024
+_CHUNK = 64 * 1024
 
 
 class CallError(Exception):
-    """The daemon gave no answer to the question. `exit_code` is the command's (sysexits.h where it fits)."""
+    """The daemon gave no answer to the question. `exit_code` is that of the command."""
 
-    exit_code = 1
+    exit_code = FAILED
 
 
 class NoDaemonError(CallError):
     """No daemon listens in this runtime directory (EX_UNAVAILABLE)."""
 
-    exit_code = 69
+    exit_code = NO_DAEMON
 
 
 class DeniedError(CallError):
     """The caller may not ask this (EX_NOPERM)."""
 
-    exit_code = 77
+    exit_code = NO_PERMISSION
 
 
 def call(

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import lbd
-from lbd.core import report
-from lbd.core.control import SOCKET_NAME
+from lbd.core import control, report
 from lbd.core.pacer import Pacer, Reason
 from lbd.core.report import Actor
 from lbd.core.settings import Config
@@ -67,7 +66,9 @@ class Daemon:
         self.lost: list[str] = []
         self.director = Director(self.intent.store, lost=self.lost.append)
         self.packets = PacketPath(self.journal.send)
-        self.server = ControlServer(directories.runtime / SOCKET_NAME, self._answer, self._answer_failed)
+        self.server = ControlServer(
+            directories.runtime / control.SOCKET_NAME, self._answer, self._answer_failed
+        )
         self.pacer = Pacer(audit=Config().director.audit)
         self.wake = asyncio.Event()
         self.began = time.monotonic()
@@ -99,6 +100,8 @@ class Daemon:
         self.watch = FileWatch(self.intent.path, lambda: self._trigger("file"), loop)
         heart = loop.create_task(self._beat())
         self.journal.send(report.started(lbd.__version__, str(self.intent.path)))
+        if self.director.ignored:
+            self.journal.send(report.degraded(self.director.ignored))
         self._trigger("start")
         try:
             while not self.stopping:
@@ -129,9 +132,11 @@ class Daemon:
     def _ruleset_changed(self) -> None:
         self.commits += self.nft_events.drain()
         del self.commits[:-COMMITS_MOST]
-        if self.look_began is not None:
-            # The look's own commits are announced too, and not yet known as ours.
-            return
+        # While a look is under way its own commits are announced too, and not yet known as ours.
+        if self.look_began is None:
+            self._sift_commits()
+
+    def _sift_commits(self) -> None:
         foreign = [c for c in self.commits if c.lost or c.generation not in self.director.own]
         self.commits.clear()
         if foreign:
@@ -191,19 +196,24 @@ class Daemon:
         now = self.intent.now
         if now is None:
             return
-        actors, self.actors = self.actors, []
-        before = self.outcome.problems if self.outcome else ()
+        before = self.outcome
         outcome = self.outcome = await asyncio.to_thread(reconcile, self.director, now.desired)
         took = time.monotonic() - began
-        # The same wish as at the last look, and yet something to do: somebody else changed the host, or
-        # what the kernel had refused is tried again.
-        drifted = bool(outcome.plan) and self.applied is now.desired and not before
+        # Also who came while we looked: what they did may be what was repaired.
+        self._ruleset_changed()
+        self._sift_commits()
+        actors, self.actors = self.actors, []
+        # The same is asked for as at the last look, and yet there is more to do than was left undone then:
+        # somebody else changed the host.
+        left = before.undone if before and self.applied is now.desired else None
+        drifted = left is not None and not set(outcome.plan.lines()) <= set(left)
         if drifted:
-            self._note_drift(outcome, actors, took)
+            repaired = set(outcome.undone or ()) <= set(left or ())
+            self._note_drift(outcome, actors, took, repaired=repaired)
         elif now.digest != self.applied_digest or (tell and not self.intent.refusal):
             self.journal.send(report.applied(outcome.plan, str(self.intent.path), now.digest, took))
         self.applied, self.applied_digest = now.desired, now.digest
-        if outcome.problems and outcome.problems != before:
+        if outcome.problems and (before is None or outcome.problems != before.problems):
             self.journal.send(report.failed(outcome.problems))
         if outcome.converged:
             await self._converged(reasons)
@@ -230,14 +240,14 @@ class Daemon:
             for entry in (await asyncio.to_thread(self.intent.keep)).entries:
                 self.journal.send(entry)
 
-    def _note_drift(self, outcome: Outcome, actors: list[Actor], took: float) -> None:
+    def _note_drift(self, outcome: Outcome, actors: list[Actor], took: float, *, repaired: bool) -> None:
         self.drifts += 1
         self.last_drift = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "operations": len(outcome.plan.lines()),
             "by": report.who(actors),
         }
-        self.journal.send(report.drift(outcome.plan, actors, took))
+        self.journal.send(report.drift(outcome.plan, actors, took, repaired=repaired))
 
     # What others are told.
 
@@ -275,16 +285,17 @@ class Daemon:
             self.waiting.append(future)
             self._trigger("reload")
             return await future
-        return {"ok": False, "error": f"unknown command {request.command!r}", "exit": 2}
+        return {"ok": False, "error": f"unknown command {request.command!r}", "exit": control.USAGE}
 
     def _verdict(self) -> Answer:
         """Return what `lbd reload` is told: about the file first, then about the host."""
         if self.intent.refusal:
-            return {"ok": False, "error": str(self.intent.refusal), "exit": 78}
+            return {"ok": False, "error": str(self.intent.refusal), "exit": control.BAD_FILE}
         outcome = self.outcome
         if outcome is None or not outcome.converged:
             error = "\n".join(outcome.problems) if outcome else "nothing was applied"
-            return {"ok": False, "error": error, "exit": 77 if outcome and outcome.permission else 1}
+            denied = outcome is not None and outcome.permission
+            return {"ok": False, "error": error, "exit": control.NO_PERMISSION if denied else control.FAILED}
         return {"ok": True, "operations": len(outcome.plan.lines())}
 
     def _answer_failed(self, error: Exception) -> None:

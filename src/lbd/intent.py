@@ -62,7 +62,7 @@ class Intent:
             found = files.read(self.path)
             # Also when they are refused: the mistake may be mended in a drop-in.
             self.watched = found.watched
-            self._enforce(build(found.sources))
+            self._enforce(found.sources)
         except BadFileError as error:
             if patient and self.now and not self.refusal:
                 self._suspect_since = at if self._suspect_since is None else self._suspect_since
@@ -82,7 +82,11 @@ class Intent:
             return Reading((report.degraded(f"the last good file cannot be kept: {error}"),))
         return Reading()
 
-    def _enforce(self, new: InForce) -> None:
+    def _enforce(self, sources: tuple[Source, ...]) -> None:
+        if self.now and sources == self.now.sources:
+            # Ten thousand services take a second to read.
+            return
+        new = build(sources)
         if self.now and self.now.desired == new.desired:
             # Only words changed. Kept as the same object: what was applied is still what is wanted.
             new = replace(new, desired=self.now.desired)
@@ -101,7 +105,7 @@ class Intent:
         if not kept.value:
             return (report.degraded(kept.ignored),) if kept.ignored else ()
         try:
-            self._enforce(build(kept.value))
+            self._enforce(kept.value)
         except BadFileError as error:
             # Kept by another version of lbd, to which it was good.
             return (report.degraded(f"the last good file is not good any more: {error.summary}"),)
@@ -111,5 +115,7 @@ class Intent:
 def build(sources: tuple[Source, ...]) -> InForce:
     """Return what the given sources ask for. Raises BadFileError."""
     config = parse(sources[0], sources[1:])
-    digest = sha256("\0".join(f"{source.path}\0{source.text}" for source in sources).encode())
+    text = "\0".join(f"{source.path}\0{source.text}" for source in sources)
+    # The bytes of a path that are no text are surrogates here.
+    digest = sha256(text.encode(errors="surrogateescape"))
     return InForce(config, desired(config), sources, digest.hexdigest())

@@ -59,7 +59,7 @@ def _rows(service: Service) -> list[tuple[str, str, tuple[str, int], list[tuple[
             service.name,
             listen.protocol,
             (str(listen.address), listen.port),
-            [(str(backend.address), backend.port or listen.port) for backend in service.backends],
+            [(str(backend.address), backend.port_behind(listen)) for backend in service.backends],
         )
         for listen in service.listen
     ]

@@ -13,6 +13,9 @@ from lbd.core.ops import AddRule, HostOp, NftOp, Remember
 from lbd.core.plan import Plan, body, diff, removal
 from lbd.core.state import Desired, Live, Memory
 
+# What is shown of an operation: one with all elements of a map is for the kernel to read.
+LINE_SHOWN = 300
+
 
 class RefusedError(Exception):
     """The kernel said no; the message says to what, and why. `permission` when we lack the right to ask."""
@@ -48,12 +51,14 @@ class Outcome:
     """What came of one look at the host.
 
     `plan` is what was found to do; `refused` is what the kernel did not let us do; `left` is what still
-    differs after all was done.
+    differs after all was done. `undone` is what was to do at the end, refused or not; None when the host
+    could not be read.
     """
 
     plan: Plan
     refused: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+    undone: tuple[str, ...] | None = None
     permission: bool = False
     generation: int = 0
     elements: int = 0
@@ -66,7 +71,7 @@ class Outcome:
     @property
     def problems(self) -> tuple[str, ...]:
         """Return everything that keeps the host from what the file asks for, in words."""
-        left = tuple(f"still to do after applying: {line}" for line in self.left)
+        left = tuple(f"still to do after applying: {line[:LINE_SHOWN]}" for line in self.left)
         return self.refused + self.plan.unsafe + left
 
 
@@ -88,7 +93,7 @@ def _reconcile(host: Host, desired: Desired) -> Outcome:
     live = host.read(desired)
     todo = diff(live, desired)
     if not todo:
-        return Outcome(todo, generation=live.generation, elements=_count(live))
+        return Outcome(todo, undone=(), generation=live.generation, elements=_count(live))
     run = _Run(host)
     run.each(todo.before)
     # What the old rules need stays until the new ones are in place.
@@ -98,9 +103,10 @@ def _reconcile(host: Host, desired: Desired) -> Outcome:
         if any(isinstance(op, AddRule) for op in todo.swap):
             run.learn(desired)
     live = host.read(desired)
+    undone = diff(live, desired).lines()
     # What the kernel refused is told as such, not as what is left.
-    left = () if run.refused else diff(live, desired).lines()
-    return Outcome(todo, tuple(run.refused), left, run.permission, live.generation, _count(live))
+    left = () if run.refused else undone
+    return Outcome(todo, tuple(run.refused), left, undone, run.permission, live.generation, _count(live))
 
 
 def remove(host: Host) -> Outcome:

@@ -59,6 +59,10 @@ Thing = TypeVar("Thing")
 # Where the fake kernel finds the gateway of a route that names no interface.
 GATEWAYS_AT = "eth1"
 
+# What a rule or the data of an element names.
+TARGET = re.compile(r"\b(?:goto|jump) ([\w.-]+)")
+MAP = re.compile(r"@(\w+)")
+
 
 @dataclass
 class _Chain:
@@ -84,11 +88,6 @@ class _Ruleset:
         rules = (rule for chain in self.chains.values() for rule in chain.rules)
         data = (data for items in self.elements.values() for data in set(items.values()))
         return {name for text in (*rules, *data) for name in TARGET.findall(text)}
-
-
-# What a rule or the data of an element names.
-TARGET = re.compile(r"\b(?:goto|jump) ([\w.-]+)")
-MAP = re.compile(r"@(\w+)")
 
 
 def digest(rule: str) -> str:
@@ -123,7 +122,11 @@ class FakeHost:
                 if live.protocol == PROTOCOL or key in desired.routes or key in self.memory.routes
             },
             rules={rule: ours for rule, ours in self.rules.items() if ours or rule in desired.rules},
-            sysctls=dict(self.sysctls),
+            sysctls={
+                name: value
+                for name, value in self.sysctls.items()
+                if name in desired.sysctls or name in self.memory.sysctls
+            },
             memory=self.memory,
             generation=self.generation,
         )

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lbd.core.config import (
+from lbd.core.config import includes, parse
+from lbd.core.settings import (
     AddressEntry,
     Backend,
     Config,
@@ -19,8 +20,6 @@ from lbd.core.config import (
     RouteEntry,
     RuleEntry,
     Service,
-    includes,
-    parse,
 )
 from lbd.core.source import BadFileError, Problem, Source
 

@@ -45,7 +45,7 @@ def test_nothing_to_do_is_said_in_words():
 
 
 def test_drift_says_who():
-    told = report.drift(PLAN, [NFT, UNKNOWN], 0.5)
+    told = report.drift(PLAN, [NFT, UNKNOWN], 0.5, repaired=True)
     assert told.message == (
         "drift repaired in 500 ms, changed by nft (pid 4711), unknown (pid 4712): "
         "1 operation: flush chain inet lbd prerouting"
@@ -57,8 +57,8 @@ def test_drift_says_who():
 
 
 def test_drift_by_nobody_known_has_no_pid():
-    assert report.drift(PLAN, [], 0.5).fields.keys() >= {"LBD_ACTOR"}
-    assert "LBD_ACTOR_PID" not in report.drift(PLAN, [], 0.5).fields
+    assert report.drift(PLAN, [], 0.5, repaired=True).fields.keys() >= {"LBD_ACTOR"}
+    assert "LBD_ACTOR_PID" not in report.drift(PLAN, [], 0.5, repaired=True).fields
 
 
 def test_large_plan_is_cut():

@@ -4,7 +4,8 @@ import pickle
 
 import pytest
 
-from lbd.core.source import BadFileError, Problem, Source, Span, decode, load, problem, quote
+from lbd.core.source import BadFileError, Problem, Source, Span, decode, load, problem
+from lbd.core.words import quote
 
 
 def refused(source: Source) -> Problem:

@@ -1,20 +1,22 @@
 """The control socket's contract, shared by the daemon and the client commands.
 
 One line of JSON each way: {"command": "reload", "arguments": {}} is answered by {"ok": true, ...} or by
-{"ok": false, "error": "..."}. A `kind` in an answer says that the question itself failed, before or
-instead of the command: "request" (not understood), "denied", "busy" or "internal".
+{"ok": false, "error": "...", "exit": 78}, "exit" being the exit code for the command. A `kind` in an
+answer says that the question itself failed, before or instead of the command: "request" (not understood),
+"denied", "busy" or "internal".
 """
 
 from __future__ import annotations
 
-from typing import Final
+# Exit codes of the command: those of sysexits.h, where it has one.
+OK, FAILED, USAGE, DIFFERENCES, NO_DAEMON, NO_PERMISSION, BAD_FILE = 0, 1, 2, 4, 69, 77, 78
 
 # In the runtime directory (RUNTIME_DIRECTORY, by default /run/lbd).
-SOCKET_NAME: Final = "control.sock"
+SOCKET_NAME = "control.sock"
 
 # What changes nothing and shows nothing that `nft` would hide is for everyone.
-_FOR_ANYONE: Final = frozenset({"status"})
-_ROOT: Final = 0
+_FOR_ANYONE = frozenset({"status"})
+_ROOT = 0
 
 
 def allowed(command: str, uid: int, own_uid: int) -> str | None:

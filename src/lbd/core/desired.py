@@ -12,9 +12,6 @@ from lbd.core.state import Address, Desired, Route, Rule
 
 FORWARDING: dict[Family, str] = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 
-# The kernel gives an IPv6 route without a metric this one (IP6_RT_PRIO_USER).
-IPV6_METRIC = 1024
-
 
 def desired(config: Config) -> Desired:
     """Return the state that `config` asks for."""
@@ -34,15 +31,14 @@ def _virtuals(service: Service) -> Iterable[Virtual]:
     for listen in service.listen:
         family = _family(listen)
         backends = {
-            Target(str(backend.address), backend.port or listen.port): backend
+            Target(str(backend.address), backend.port_behind(listen)): backend
             for backend in service.backends
             if backend.address.version == family
         }
-        takes_part = {target: b.weight for target, b in backends.items() if b.state == "up" and b.weight}
         path = service.return_path
         yield Virtual(
             listen=Endpoint(family, listen.protocol, str(listen.address), listen.port),
-            targets=takes_part,
+            targets={target: b.weight for target, b in backends.items() if b.in_rotation},
             total=sum(reduce({target: b.weight for target, b in backends.items()}).values()),
             interface=service.interface or "",
             scheduler=service.scheduler,
@@ -74,7 +70,7 @@ def _route(entry: RouteEntry) -> Route:
         interface=entry.interface or "",
         source=str(entry.source or ""),
         table=entry.table,
-        metric=entry.metric or (IPV6_METRIC if entry.to.version == 6 else 0),  # noqa: PLR2004
+        metric=entry.live_metric,
     )
 
 

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 # Drawn once at random (`systemd-id128 new`) and never changed: scripts and catalogs select by them.
 # Only add; what an id means is said in docs/journal.md.
-STARTED: Final = "06d22d44bbf948e2b9b906f3328c80be"
-READY: Final = "cbfb6b80a7fb4f54a0203ed2ec405b6e"
-APPLIED: Final = "23168a7d9795446484110a882fc0f8ed"
-REFUSED: Final = "c0054c964cad412e9076be4e2cdbf5f1"
-DRIFT: Final = "0c1b89c9b6d9465392fc6e10c5d58c4a"
-DEGRADED: Final = "74f0afebb5c4476eb6e175369e25062a"
-FAILED: Final = "c654b0c76f6246098584d88365fe3c29"
-STOPPED: Final = "946203f15fcc405c939d193395f97912"
-PACKET: Final = "c5b22c1621124fc3b544ea3be70256b5"
-WORKER: Final = "7e29f0ea2d9e4b368de368e8c41b1307"
+STARTED = "06d22d44bbf948e2b9b906f3328c80be"
+READY = "cbfb6b80a7fb4f54a0203ed2ec405b6e"
+APPLIED = "23168a7d9795446484110a882fc0f8ed"
+REFUSED = "c0054c964cad412e9076be4e2cdbf5f1"
+DRIFT = "0c1b89c9b6d9465392fc6e10c5d58c4a"
+DEGRADED = "74f0afebb5c4476eb6e175369e25062a"
+FAILED = "c654b0c76f6246098584d88365fe3c29"
+STOPPED = "946203f15fcc405c939d193395f97912"
+PACKET = "c5b22c1621124fc3b544ea3be70256b5"
+WORKER = "7e29f0ea2d9e4b368de368e8c41b1307"
 
-MESSAGE_IDS: Final[Mapping[str, str]] = {
+MESSAGE_IDS: Mapping[str, str] = {
     "STARTED": STARTED,
     "READY": READY,
     "APPLIED": APPLIED,
@@ -36,11 +33,11 @@ MESSAGE_IDS: Final[Mapping[str, str]] = {
 }
 
 # The priorities of syslog(3) that lbd uses.
-ERROR: Final = 3
-WARNING: Final = 4
-NOTICE: Final = 5
-INFO: Final = 6
-DEBUG: Final = 7
+ERROR = 3
+WARNING = 4
+NOTICE = 5
+INFO = 6
+DEBUG = 7
 
 _MESSAGE_ID = re.compile(r"[0-9a-f]{32}")
 # journald drops fields whose name is longer than 64 characters or not of this alphabet.

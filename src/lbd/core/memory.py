@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Final
 
 from lbd.core.source import Source
 from lbd.core.state import LiveRoute, Memory, Route, RouteKey
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+VERSION = 1
 
-VERSION: Final = 1
-
-_SOURCES: Final = "last-good"
-_MEMORY: Final = "memory"
+_SOURCES = "last-good"
+_MEMORY = "memory"
 
 
 def encode_sources(sources: Sequence[Source]) -> str:

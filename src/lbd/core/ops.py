@@ -38,7 +38,7 @@ class AddChain:
         if not self.hook:
             return text
         hook = f"type {self.hook.type} hook {self.hook.point} priority {self.hook.priority}"
-        return f"{text} {{ {hook}; policy accept; }}"
+        return f"{text} {{ {hook}; policy {self.hook.policy}; }}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,9 @@ QUIET = 60.0
 
 RETRY_LEAST, RETRY_MOST = 1.0, 60.0
 
+# From the beginning of one look to that of the next: signals and events may come by the thousand.
+LOOKS_APART = 0.05
+
 
 class Pacer:
     """Collects triggers between looks; `due` tells when the next look is to begin."""
@@ -39,6 +42,7 @@ class Pacer:
         self._last_drift = -QUIET
         self._retry = 0.0
         self._next_audit = float("inf")
+        self._not_before = 0.0
 
     def trigger(self, reason: Reason, now: float) -> None:
         """Note that something asks for a look."""
@@ -59,10 +63,12 @@ class Pacer:
     @property
     def due(self) -> float:
         """Return when the next look is to begin; it may be in the past."""
-        return min([*self.reasons.values(), self._next_audit])
+        return max(min([*self.reasons.values(), self._next_audit]), self._not_before)
 
     def take(self, now: float) -> frozenset[Reason]:
         """Begin a look: return the reasons that are due, and forget them."""
+        if now < self._not_before:
+            return frozenset()
         if now >= self._next_audit:
             self.reasons.setdefault("audit", now)
         due = frozenset(reason for reason, at in self.reasons.items() if at <= now)
@@ -72,6 +78,8 @@ class Pacer:
             self.reasons.pop(reason, None)
         if "file" in due:
             self._first_file = None
+        if due:
+            self._not_before = now + LOOKS_APART
         self._next_audit = now + self.audit
         return due
 

@@ -15,6 +15,7 @@ from typing import Literal
 FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG")
 TCP, UDP = 6, 17
 NAMES = {1: "icmp", TCP: "tcp", UDP: "udp", 58: "icmp6", 132: "sctp"}
+# Bytes: of the headers, of both ports, and before the flags of TCP.
 IPV4_LEAST, IPV6_HEADER, PORTS, TCP_FLAGS = 20, 40, 4, 13
 
 Direction = Literal["in", "out"]

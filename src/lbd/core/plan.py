@@ -94,6 +94,9 @@ def removal(live: Live) -> Plan:
 
 def _table(live: LiveTable | None, want: Table, memory: Memory) -> tuple[list[NftOp], list[NftOp]]:
     swap: list[NftOp] = []
+    if live is not None and live.beyond_repair:
+        swap.append(DeleteTable())
+        live = None
     if live is None:
         swap.append(AddTable())
         live = LiveTable()
@@ -105,9 +108,7 @@ def _table(live: LiveTable | None, want: Table, memory: Memory) -> tuple[list[Nf
         for name, chain in want.chains.items()
         if not _same_rules(live.chains.get(name), chain, memory) or _names_any(chain, anew)
     }
-    rehook = {
-        name for name in rewrite | want.chains.keys() if _rehook(live.chains.get(name), want.chains[name])
-    }
+    rehook = {name for name, chain in want.chains.items() if _rehook(live.chains.get(name), chain)}
     foreign = [name for name in live.chains if name not in want.chains]
 
     swap += [FlushChain(name) for name in (*sorted(rewrite & live.chains.keys()), *foreign)]

@@ -20,12 +20,11 @@ from itertools import product
 from typing import Literal
 
 from lbd.core import maglev
+from lbd.core.settings import Log, Protocol, Scheduler, WhenEmpty
 from lbd.core.slots import reduce, share
-from lbd.core.state import Chain, FieldType, Hook, Map, Table
+from lbd.core.state import Chain, FieldType, Hook, Map, Point, Table
 
 Family = Literal[4, 6]
-Protocol = Literal["tcp", "udp"]
-Scheduler = Literal["maglev", "random", "round-robin"]
 
 FAMILIES: tuple[Family, ...] = (4, 6)
 PROTOCOLS: tuple[Protocol, ...] = ("tcp", "udp")
@@ -82,9 +81,9 @@ class Virtual:
     total: int
     interface: str = ""
     scheduler: Scheduler = "maglev"
-    when_empty: Literal["reject", "drop"] = "reject"
+    when_empty: WhenEmpty = "reject"
     source: str = ""  # "", "masquerade", or the address of snat
-    log: Literal["off", "new", "path"] = "off"
+    log: Log = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +234,7 @@ def _return_path() -> Iterable[str]:
         yield f"{match} ct status dnat snat {_ip(family)} to {key} map @snat{family}"
 
 
-# The prefixes of the experiment that lbd comes from; NFLOG carries the short ones to lbd itself.
+# The prefixes of the experiment that lbd comes from; the short ones go with NFLOG, for others to read.
 PREFIX = {
     ("kernel", "prerouting"): "<<<<< PER IN:",
     ("kernel", "postrouting"): ">>>>> POST OUT:",
@@ -246,9 +245,8 @@ PREFIX = {
 
 def _log_chains(elements: Mapping[str, Mapping[str, str]], log_to: LogTo) -> dict[str, Chain]:
     """Return the chains that show packets: per packet, hence only there when a service asks for them."""
-    rules: dict[Literal["prerouting", "postrouting"], list[str]] = {"prerouting": [], "postrouting": []}
-    points: tuple[Literal["prerouting", "postrouting"], ...] = ("prerouting", "postrouting")
-    for point, family, protocol in product(points, FAMILIES, PROTOCOLS):
+    rules: dict[Point, list[str]] = {"prerouting": [], "postrouting": []}
+    for point, family, protocol in product(rules, FAMILIES, PROTOCOLS):
         prefix = PREFIX[log_to.target, point]
         action = f'log prefix "{prefix}" '
         action += f"group {log_to.group}" if log_to.target == "nflog" else "level debug"
@@ -258,7 +256,7 @@ def _log_chains(elements: Mapping[str, Mapping[str, str]], log_to: LogTo) -> dic
         if point == "prerouting" and elements[f"log_new{family}"]:
             rules[point].append(f"{match} ct state new {key} @log_new{family} {LOG_RATE} {action}")
     return {
-        f"log_{point}": Chain(tuple(rules[point]), Hook("filter", point, MANGLE))
-        for point in points
-        if rules[point]
+        f"log_{point}": Chain(tuple(texts), Hook("filter", point, MANGLE))
+        for point, texts in rules.items()
+        if texts
     }

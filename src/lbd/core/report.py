@@ -10,10 +10,13 @@ from lbd.core.entry import Entry
 from lbd.core.packet import Packet
 from lbd.core.plan import Plan
 from lbd.core.source import BadFileError
+from lbd.core.words import many
 
 # A journal field is for reading: a plan of 40,000 operations is not.
 OPERATIONS_SHOWN = 20
 LINE_SHOWN = 300
+# Somebody's loop is a new process each time.
+ACTORS_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +32,10 @@ class Actor:
 
 def who(actors: Collection[Actor]) -> str:
     """Return the actors in words."""
-    return ", ".join(map(str, dict.fromkeys(actors))) or "unknown"
-
-
-def operations(count: int) -> str:
-    """Return "1 operation", "2 operations"."""
-    return f"{count} operation" + ("" if count == 1 else "s")
+    all_of_them = list(dict.fromkeys(actors))
+    words = ", ".join(map(str, all_of_them[:ACTORS_SHOWN])) or "unknown"
+    more = len(all_of_them) - ACTORS_SHOWN
+    return f"{words} and {more} more" if more > 0 else words
 
 
 def _plan(plan: Plan) -> dict[str, str]:
@@ -64,7 +65,7 @@ def stopped() -> Entry:
 
 def applied(plan: Plan, path: str, digest: str, seconds: float) -> Entry:
     """Say that the file was put into force."""
-    what = operations(len(plan.lines())) if plan else "nothing to do"
+    what = many(len(plan.lines()), "operation") if plan else "nothing to do"
     fields = {"LBD_CONFIG": path, "LBD_HASH": digest, "LBD_SECONDS": f"{seconds:.3f}", **_plan(plan)}
     return Entry(f"applied {path}: {what} in {seconds * 1000:.0f} ms", entry.APPLIED, entry.NOTICE, fields)
 
@@ -82,11 +83,12 @@ def refused(error: BadFileError, *, kept: bool) -> Entry:
     return Entry(f"file refused, {goes_on}: {error}", entry.REFUSED, entry.ERROR, fields)
 
 
-def drift(plan: Plan, actors: Sequence[Actor], seconds: float) -> Entry:
-    """Say that the host had changed under us and was repaired."""
+def drift(plan: Plan, actors: Sequence[Actor], seconds: float, *, repaired: bool) -> Entry:
+    """Say that the host had changed under us, and whether that is undone."""
     by = who(actors)
     lines = plan.lines()
-    message = f"drift repaired in {seconds * 1000:.0f} ms, changed by {by}: {operations(len(lines))}"
+    done = "repaired" if repaired else "not all repaired"
+    message = f"drift {done} in {seconds * 1000:.0f} ms, changed by {by}: {many(len(lines), 'operation')}"
     if len(lines) == 1:
         message += f": {lines[0][:LINE_SHOWN]}"
     named = {"LBD_ACTOR_PID": str(actors[0].pid), "LBD_ACTOR_PROCESS": actors[0].process} if actors else {}

@@ -13,6 +13,8 @@ from ipaddress import (
 )
 from typing import Literal
 
+from lbd.core.state import MAIN
+
 IP = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 InterfaceAddress = IPv4Interface | IPv6Interface
@@ -21,7 +23,10 @@ Protocol = Literal["tcp", "udp"]
 Scheduler = Literal["maglev", "random", "round-robin"]
 WhenEmpty = Literal["reject", "drop"]
 Log = Literal["off", "new", "path"]
-State = Literal["up", "drain", "down"]
+BackendState = Literal["up", "drain", "down"]
+
+# What IPv6 makes of a route without a metric (IP6_RT_PRIO_USER, include/net/ip6_route.h).
+IPV6_METRIC = 1024
 
 
 def bracketed(address: IP) -> str:
@@ -49,7 +54,16 @@ class Backend:
     address: IP
     port: int | None = None
     weight: int = 1
-    state: State = "up"
+    state: BackendState = "up"
+
+    @property
+    def in_rotation(self) -> bool:
+        """Whether it takes new connections."""
+        return self.state == "up" and self.weight > 0
+
+    def port_behind(self, listen: Listen) -> int:
+        """Return the port that connections to `listen` are sent to."""
+        return self.port or listen.port
 
     def __str__(self) -> str:
         return bracketed(self.address) + ("" if self.port is None else f":{self.port}")
@@ -96,9 +110,14 @@ class RouteEntry:
     via: IP | None = None
     interface: str | None = None
     source: IP | None = None
-    table: int = 254
+    table: int = MAIN
     metric: int = 0
     replace: bool = False
+
+    @property
+    def live_metric(self) -> int:
+        """The metric that the route has in the kernel."""
+        return self.metric or (IPV6_METRIC if self.to.version == 6 else 0)  # noqa: PLR2004 - the IP version
 
 
 @dataclass(frozen=True, slots=True)

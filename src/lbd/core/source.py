@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from lbd.core.words import printable
 
 # An excerpt is as wide as a terminal; a longer line is cut around the place.
 EXCERPT_WIDTH = 100
@@ -156,17 +156,6 @@ def problem(source: Source, span: Span | None, message: str) -> Problem:
     shown = "".join(c if c.isprintable() else " " if c == "\t" else "?" for c in shown)
     excerpt = f"  {number} | {lead}{shown}{tail}\n  {' ' * len(number)} | {' ' * (len(lead) + at)}{carets}"
     return Problem(source.path, span.line, span.column, message, excerpt)
-
-
-def printable(text: str) -> str:
-    """Return `text` with what a terminal would obey, or cannot show, written as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def quote(text: str) -> str:
-    """Return `text` in quotes for a message: on one line, and not longer than is of use there."""
-    longest = 64
-    return f'"{printable(text[:longest])}{"..." if len(text) > longest else ""}"'
 
 
 def _refusal(source: Source, offset: int, message: str) -> BadFileError:

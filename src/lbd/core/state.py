@@ -26,16 +26,22 @@ MAIN = 254
 # A map's key and data are made of these nft types.
 FieldType = Literal["ipv4_addr", "ipv6_addr", "inet_proto", "inet_service", "ifname", "index"]
 
+Point = Literal["prerouting", "postrouting"]
+
 Elements = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """Where a base chain sits; `priority` is the number, since names differ by family and nft version."""
+    """Where a base chain sits; `priority` is the number, since names differ by family and nft version.
+
+    `policy` is what becomes of a packet that no rule decides.
+    """
 
     type: Literal["nat", "filter"]
-    point: Literal["prerouting", "postrouting"]
+    point: Point
     priority: int
+    policy: Literal["accept", "drop"] = "accept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +84,15 @@ class LiveChain:
 
 @dataclass(frozen=True, slots=True)
 class LiveTable:
-    """Our table as read from the kernel. A map that we cannot decode has `Map.key == ()` and no elements."""
+    """Our table as read from the kernel. A map that we cannot decode has `Map.key == ()` and no elements.
+
+    `beyond_repair`: somebody did to it what is only undone by making it anew.
+    """
 
     chains: Mapping[str, LiveChain] = field(default_factory=dict)
     maps: Mapping[str, Map] = field(default_factory=dict)
     elements: Mapping[str, Elements] = field(default_factory=dict)
+    beyond_repair: bool = False
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -191,8 +201,9 @@ class Live:
     """What the host has, as far as it concerns lbd.
 
     `table` is None when our table does not exist. `addresses` and `rules` map to whether they are ours;
-    foreign ones are there only to know that a wish is already met. `routes` holds ours and any foreign
-    route with a key the file asks for. `generation` is the ruleset's generation id at the read.
+    foreign ones are there only to know that what is desired is there. `routes` holds ours and any foreign
+    route with a key the file asks for; `sysctls` has those that the file asks for or lbd has changed.
+    `generation` is the ruleset's generation id at the read.
     """
 
     table: LiveTable | None = None

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from lbd.core.words import many
+
 if TYPE_CHECKING:
     from lbd.core.settings import Backend, Config, Service
 
@@ -59,14 +61,13 @@ def document(standing: Standing, config: Config | None) -> dict[str, Any]:
 
 
 def _service(service: Service) -> dict[str, Any]:
-    backends = [_backend(backend) for backend in service.backends]
     return {
         "name": service.name,
-        "state": "up" if any(b["state"] == "up" and b["weight"] for b in backends) else "empty",
+        "state": "up" if any(backend.in_rotation for backend in service.backends) else "empty",
         "listen": [str(listen) for listen in service.listen],
         "scheduler": service.scheduler,
         "return_path": str(service.return_path),
-        "backends": backends,
+        "backends": [_backend(backend) for backend in service.backends],
     }
 
 
@@ -82,14 +83,10 @@ def headline(standing: Standing, config: Config | None) -> str:
     if config is None:
         return f"no configuration in force: {standing.error}"
     backends = sum(len(service.backends) for service in config.services)
-    text = f"{standing.state}: {_many(len(config.services), 'service')}, {_many(backends, 'backend')}"
+    text = f"{standing.state}: {many(len(config.services), 'service')}, {many(backends, 'backend')}"
     if standing.error:
         text += f"; the file on disk is refused, the last good one is in force: {standing.error}"
     return "; ".join([text, *standing.problems[:1]])
-
-
-def _many(count: int, word: str) -> str:
-    return f"{count} {word}" + ("" if count == 1 else "s")
 
 
 def text(status: Mapping[str, Any], *, colour: bool) -> Iterator[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from lbd.core.desired import FORWARDING
 from lbd.core.ops import (
     AddAddress,
     AddPolicyRule,
@@ -19,12 +18,11 @@ from lbd.core.ops import (
     RestoreRoute,
     SetSysctl,
 )
-from lbd.core.state import Desired, Live
+from lbd.core.state import Desired, Live, Memory
 from lbd.host import sysctl
-from lbd.host.net import Net, NetRefusedError
+from lbd.host.net import Net
 from lbd.host.nft import Nft
 from lbd.host.store import Store, StoreError
-from lbd.host.sysctl import SysctlRefusedError
 from lbd.reconcile import RefusedError
 
 # A commit is announced to us before it returns, so only the last few can still be on their way.
@@ -39,7 +37,10 @@ class Director:
         self.store = store
         self.nft = Nft(lost=lost)
         self.net = Net()
-        self.memory = store.memory().value
+        kept = store.memory()
+        self.memory = kept.value
+        # Why what was kept is not used, or "".
+        self.ignored = kept.ignored
         # The ruleset generations that were ours.
         self.own: deque[int] = deque(maxlen=OWN_GENERATIONS)
 
@@ -51,17 +52,14 @@ class Director:
     def read(self, desired: Desired) -> Live:
         """Return what there is of ours, and what stands where `desired` wants something."""
         table, generation = self.nft.read()
-        try:
-            routes = desired.routes.keys() | self.memory.routes.keys()
-            net = self.net.read(desired.addresses, routes, desired.rules)
-        except NetRefusedError as error:
-            raise RefusedError(str(error), permission=error.permission) from error
+        routes = desired.routes.keys() | self.memory.routes.keys()
+        net = self.net.read(desired.addresses, routes, desired.rules)
         return Live(
             table=table,
             addresses=net.addresses,
             routes=net.routes,
             rules=net.rules,
-            sysctls=sysctl.read(FORWARDING.values()),
+            sysctls=sysctl.read(desired.sysctls.keys() | self.memory.sysctls.keys()),
             memory=self.memory,
             generation=generation,
         )
@@ -74,14 +72,6 @@ class Director:
 
     def apply(self, op: HostOp) -> None:
         """Do one operation outside nftables."""
-        try:
-            self._apply(op)
-        except NetRefusedError as error:
-            raise RefusedError(str(error), permission=error.permission) from error
-        except (SysctlRefusedError, StoreError) as error:
-            raise RefusedError(str(error)) from error
-
-    def _apply(self, op: HostOp) -> None:
         match op:
             case AddAddress(address):
                 self.net.add_address(address)
@@ -100,5 +90,11 @@ class Director:
             case SetSysctl(name, value):
                 sysctl.write(name, value)
             case Remember(memory):
-                self.memory = memory
-                self.store.save_memory(memory)
+                self._remember(memory)
+
+    def _remember(self, memory: Memory) -> None:
+        self.memory = memory
+        try:
+            self.store.save_memory(memory)
+        except StoreError as error:
+            raise RefusedError(str(error)) from error

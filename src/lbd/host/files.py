@@ -11,7 +11,8 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbd.core.config import Config, includes, parse
+from lbd.core.config import includes, parse
+from lbd.core.settings import Config
 from lbd.core.source import BadFileError, Problem, Source, decode
 
 # All files together. 44,000 services with 100,000 backends are about 12 MiB; what is five times that is
@@ -38,30 +39,23 @@ class FileSet:
     watched: tuple[Path, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    path: str
-    data: bytes
-
-
 def read(path: Path) -> FileSet:
     """Read the main file at `path` and, in sorted order, the files that its patterns match.
 
     A main file with a mistake in it is read too, without what it includes: whoever parses it tells all that
     is wrong. Raises BadFileError if a file cannot be read, is too large or is not UTF-8.
     """
-    files = [_read(path, LARGEST)]
-    sources = [decode(str(path), files[0].data)]
+    data = _read(path, LARGEST)
+    left = LARGEST - len(data)
+    sources = [decode(str(path), data)]
     try:
         patterns = includes(sources[0])
     except BadFileError:
         patterns = ()
-    left = LARGEST - len(files[0].data)
     for included in _matches(path, patterns):
-        file = _read(included, left)
-        left -= len(file.data)
-        files.append(file)
-    sources += [decode(file.path, file.data) for file in files[1:]]
+        data = _read(included, left)
+        left -= len(data)
+        sources.append(decode(str(included), data))
     directory = Path(glob.escape(str(path.absolute().parent)))
     return FileSet(
         sources=tuple(sources),
@@ -84,7 +78,7 @@ def _matches(path: Path, patterns: tuple[str, ...]) -> list[Path]:
     return [path.parent / name for name in dict.fromkeys(map(os.path.normpath, names)) if name != path.name]
 
 
-def _read(path: Path, limit: int) -> _Read:
+def _read(path: Path, limit: int) -> bytes:
     try:
         # Without O_NONBLOCK the open of a FIFO waits for a writer.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
@@ -104,7 +98,7 @@ def _read(path: Path, limit: int) -> _Read:
         os.close(fd)
     if len(data) > limit:
         raise _refused(path, f"is too large; all files of a configuration have {LARGEST >> 20} MiB at most")
-    return _Read(str(path), data)
+    return data
 
 
 def _bounded(fd: int, limit: int) -> bytes:

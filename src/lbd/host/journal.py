@@ -15,19 +15,16 @@ import struct
 import sys
 from array import array
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TextIO
 
-from lbd.core.entry import ERROR, WARNING
+from lbd.core.entry import ERROR, WARNING, Entry
 
-if TYPE_CHECKING:
-    from lbd.core.entry import Entry
-
-_SOCKET: Final = Path("/run/systemd/journal/socket")
+_SOCKET = Path("/run/systemd/journal/socket")
 
 # A descriptor that poll(2) calls writable takes this much (PIPE_BUF) without blocking.
-_LINE_LIMIT: Final = select.PIPE_BUF
+_LINE_LIMIT = select.PIPE_BUF
 
-_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 _RED, _YELLOW, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[0m"
 
@@ -127,9 +124,9 @@ def _writable(stream: TextIO) -> bool:
 def _lines(message: str, encoding: str) -> str:
     # Messages quote what users wrote: no line that looks like an entry, no escape sequence for the terminal.
     lines = ("".join(c if c.isprintable() else " " for c in line) for line in message.split("\n"))
-    data = ("lbd: " + "\n    ".join(lines)).encode(encoding, "backslashreplace")[
-        : _LINE_LIMIT - 16
-    ]  # 16: colours and newline
+    text = "lbd: " + "\n    ".join(lines)
+    # The newline and the colours around it take less than 16 bytes.
+    data = text.encode(encoding, "backslashreplace")[: _LINE_LIMIT - 16]
     return data.decode(encoding, "ignore")
 
 

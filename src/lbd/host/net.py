@@ -39,7 +39,6 @@ from lbd.core.plan import satisfies
 from lbd.core.state import PROTOCOL, Address, LiveRoute, Route, RouteKey, Rule
 from lbd.host import sysctl
 from lbd.host.net_messages import (
-    FAMILY,
     Names,
     address_message,
     read_address,
@@ -49,7 +48,7 @@ from lbd.host.net_messages import (
     rule_message,
 )
 from lbd.host.net_socket import Keep, KernelError, RouteSocket
-from lbd.host.netlink import attribute
+from lbd.host.netlink import FAMILY, attribute
 from lbd.reconcile import RefusedError
 
 ADD = NLM_F_CREATE | NLM_F_EXCL
@@ -114,9 +113,9 @@ class Net:
     def read(
         self, addresses: Collection[Address], routes: Collection[RouteKey], rules: Collection[Rule]
     ) -> NetState:
-        """Return all that is ours, and what of the wished `addresses`, `routes` and `rules` is foreign.
+        """Return all that is ours, and what of the desired `addresses`, `routes` and `rules` is foreign.
 
-        For a wished route the whole of its table passes by, since the kernel filters a dump by table and
+        For a desired route the whole of its table passes by, since the kernel filters a dump by table and
         protocol but not by destination: 35 ms for 50,000 IPv4 routes, 60 ms for IPv6.
         """
         with _words("read", "addresses, routes and policy rules"):
@@ -211,8 +210,8 @@ class Net:
         with _words("delete", rule, gone=(errno.ENOENT,)):
             self._socket.change(rule_message(rule), RTM_DELRULE)
 
-    def _addresses(self, names: Names, wished: Collection[Address]) -> dict[Address, bool]:
-        interfaces = {address.interface for address in wished}
+    def _addresses(self, names: Names, desired: Collection[Address]) -> dict[Address, bool]:
+        interfaces = {address.interface for address in desired}
         indexes = {index for index, name in names.items() if name in interfaces}
 
         def concerns(data: bytes, at: int) -> bool:
@@ -221,12 +220,12 @@ class Net:
 
         dump = self._socket.dump(ifaddrmsg, RTM_GETADDR, {}, keep=concerns)
         found = (read_address(message, names) for message in dump)
-        return {address: ours for address, ours in found if ours or address in wished}
+        return {address: ours for address, ours in found if ours or address in desired}
 
-    def _routes(self, names: Names, wished: Collection[RouteKey]) -> dict[RouteKey, LiveRoute]:
+    def _routes(self, names: Names, desired: Collection[RouteKey]) -> dict[RouteKey, LiveRoute]:
         state: dict[RouteKey, LiveRoute] = {}
         tables: dict[tuple[int, int], set[tuple[int, bytes]]] = defaultdict(set)
-        for key in wished:
+        for key in desired:
             network = ip_network(key.to)
             to = network.network_address.packed if network.prefixlen else b""
             tables[FAMILY[network.version], key.table].add((network.prefixlen, to))
@@ -236,7 +235,7 @@ class Net:
                 rtmsg, RTM_GETROUTE, {"family": family}, [("RTA_TABLE", table)], keep
             ):
                 live = read_route(message, names)
-                if live.route.key in wished:
+                if live.route.key in desired:
                     # Of several with one key the kernel uses the first (`ip route append` makes such).
                     state.setdefault(live.route.key, live)
         for family in FAMILY.values():
@@ -246,12 +245,12 @@ class Net:
                     state.setdefault(live.route.key, live)
         return state
 
-    def _rules(self, wished: Collection[Rule]) -> dict[Rule, bool]:
+    def _rules(self, desired: Collection[Rule]) -> dict[Rule, bool]:
         state: dict[Rule, bool] = {}
         for family in FAMILY.values():
             for message in self._socket.dump(fibmsg, RTM_GETRULE, {"family": family}):
                 rule, ours = read_rule(message) or (None, False)
-                if rule and (ours or rule in wished):
+                if rule and (ours or rule in desired):
                     # The kernel keeps the same rule twice when only the protocols differ.
                     state[rule] = ours or state.get(rule, False)
         return state

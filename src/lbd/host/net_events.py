@@ -7,7 +7,6 @@ include/uapi/linux/{rtnetlink,if_link,if_addr,fib_rules,netconf}.h.
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
 import sys
@@ -18,13 +17,16 @@ from typing import Literal, Self
 
 from lbd.core.state import PROTOCOL, RouteKey
 from lbd.host.netlink import (
+    EVERYTHING,
+    FAMILY,
     NETLINK_ADD_MEMBERSHIP,
-    READ,
-    SO_RCVBUFFORCE,
     SOL_NETLINK,
+    VERSION,
     Message,
     attributes,
+    connect,
     messages,
+    queued,
 )
 
 Kind = Literal["link", "address", "route", "rule", "forwarding", "lost"]
@@ -61,11 +63,6 @@ FRA_PRIORITY, FRA_TABLE, FRA_PROTOCOL = 6, 15, 21
 NETCONFA_IFINDEX, NETCONFA_FORWARDING = 1, 2
 EVERY_INTERFACE, DEFAULT_INTERFACE = 0xFFFFFFFF, 0xFFFFFFFE  # NETCONFA_IFINDEX_ALL (-1) and _DEFAULT (-2)
 
-FAMILY = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
-VERSION = {family: version for version, family in FAMILY.items()}
-# The destination that has no RTA_DST.
-EVERYTHING = {FAMILY[4]: "0.0.0.0/0", FAMILY[6]: "::/0"}
-
 
 @dataclass(frozen=True, slots=True)
 class NetEvent:
@@ -91,14 +88,8 @@ class NetEvents:
     def __init__(self, watched: Iterable[RouteKey] = (), *, receive_buffer: int = RECEIVE_BUFFER) -> None:
         """Raise OSError when the socket cannot be opened; `receive_buffer` is in bytes."""
         self.watched = frozenset(watched)
-        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, receive_buffer)
-        except PermissionError:
-            # Without CAP_NET_ADMIN the system's limit holds (net.core.rmem_max).
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self._socket.bind((0, 0))
+        self._socket = connect(socket.NETLINK_ROUTE, receive_buffer=receive_buffer)
+        self._socket.setblocking(False)
         for group in GROUPS:
             self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
 
@@ -131,18 +122,11 @@ class NetEvents:
         """Return what is queued and concerns us, of at most DRAIN datagrams; the rest keeps us readable."""
         events: list[NetEvent] = []
         lost = False
-        for _ in range(DRAIN):
-            try:
-                data = self._socket.recv(READ)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
+        for data in queued(self._socket, DRAIN):
+            if data is None:
                 # Said once for any number of messages lost; what is still queued is read on.
                 lost = True
-                continue
-            if self._may_concern(data):
+            elif self._may_concern(data):
                 events += filter(None, map(self._event, messages(data)))
         if lost:
             events.append(NetEvent("lost", ours=False, what="there was more news than the buffer takes"))

@@ -1,7 +1,7 @@
 """The values of core/state as rtnetlink messages, and back. No socket here, and nothing is decided.
 
 pyroute2 knows the attributes; what they mean is in rtnetlink(7) and include/uapi/linux/{rtnetlink,if_addr,
-fib_rules}.h. A route that a Route cannot say in full is read so that no wish is ever taken for met by it,
+fib_rules}.h. A route that a Route cannot say in full is read so that nothing desired is taken for met by it,
 and so that route_message() can write it again:
 
 - several next hops: `via` is "192.0.2.1 dev eth1 weight 1 and 192.0.2.2 dev eth2 weight 3";
@@ -16,18 +16,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address, ip_interface, ip_network
 from socket import AF_INET, AF_INET6
-from typing import Literal
 
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
 from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_NODAD, ifaddrmsg
 from pyroute2.netlink.rtnl.rtmsg import RT_SCOPE_LINK, rtmsg
 
 from lbd.core.state import PROTOCOL, Address, LiveRoute, Route, Rule
-
-FAMILY = {4: AF_INET, 6: AF_INET6}
-VERSION: Mapping[int, Literal[4, 6]] = {AF_INET: 4, AF_INET6: 6}
-# The destination that has no RTA_DST.
-EVERYTHING = {AF_INET: "0.0.0.0/0", AF_INET6: "::/0"}
+from lbd.host.netlink import EVERYTHING, FAMILY, VERSION
 
 UNICAST = 1
 TYPES = {

@@ -1,4 +1,4 @@
-"""Netlink messages, as bytes: just what reading nftables and its events takes.
+"""Netlink messages, as bytes: just what reading nftables, packets and the kernel's news takes.
 
 pyroute2 decodes every attribute of every message, which is what routes want and what 40,000 set elements
 do not; libnftables reads whole rulesets and starts over whenever anybody changes one. See netlink(7) and
@@ -7,13 +7,14 @@ include/uapi/linux/netlink.h.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import count
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 NETLINK_NETFILTER = 12
 NFNL_SUBSYS_NFTABLES = 10
@@ -21,8 +22,13 @@ NFNL_SUBSYS_NFTABLES = 10
 REQUEST, ACK, DUMP, DUMP_INTR = 0x1, 0x4, 0x300, 0x10
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 
-SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+SO_RCVBUFFORCE = 33
 SOL_NETLINK, NETLINK_ADD_MEMBERSHIP = 270, 1
+
+# rtnetlink's address families by IP version and back, and the destination that it does not write down.
+FAMILY = {4: int(socket.AF_INET), 6: int(socket.AF_INET6)}
+VERSION: Mapping[int, Literal[4, 6]] = {FAMILY[4]: 4, FAMILY[6]: 6}
+EVERYTHING = {FAMILY[4]: "0.0.0.0/0", FAMILY[6]: "::/0"}
 
 # A dump message is at most 32 KiB since Linux 4.4 (netlink_dump), so one read takes one message batch.
 READ = 65536
@@ -32,16 +38,33 @@ _ATTRIBUTE = struct.Struct("=HH")
 HEADER_SIZE = _HEADER.size
 
 
-def connect(*, receive_buffer: int = 0) -> socket.socket:
-    """Open a netfilter netlink socket; a receive buffer over the system's limit needs CAP_NET_ADMIN."""
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+def connect(protocol: int = NETLINK_NETFILTER, *, receive_buffer: int = 0) -> socket.socket:
+    """Open a blocking netlink socket; `receive_buffer`, in bytes, is the kernel's default when it is 0."""
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     if receive_buffer:
         try:
             sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, receive_buffer)
         except PermissionError:
+            # Without CAP_NET_ADMIN the system's limit holds (net.core.rmem_max).
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     sock.bind((0, 0))
     return sock
+
+
+def queued(sock: socket.socket, most: int) -> Iterator[bytes | None]:
+    """Give the datagrams that wait at a non-blocking socket, `most` at most; None where some were lost.
+
+    ENOBUFS is how the kernel says that it had more than the buffer takes; what fitted is still there.
+    """
+    for _ in range(most):
+        try:
+            yield sock.recv(READ)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            yield None
 
 
 def attribute(kind: int, payload: bytes) -> bytes:

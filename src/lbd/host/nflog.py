@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
 from typing import Literal
@@ -13,7 +12,7 @@ from lbd.host import netlink
 PACKET, CONFIG = 4 << 8 | 0, 4 << 8 | 1  # NFNL_SUBSYS_ULOG and NFULNL_MSG_*
 CFG_CMD, CFG_MODE, CFG_TIMEOUT = 1, 2, 4
 BIND, COPY_PACKET = 1, 2
-INDEV, OUTDEV, PAYLOAD, PREFIX = 4, 5, 9, 10
+INDEV, OUTDEV, PAYLOAD = 4, 5, 9
 
 # IPv6 and TCP headers with options; the rest of the packet is nobody's business here.
 SNAPLEN = 128
@@ -54,15 +53,7 @@ class NfLog:
     def drain(self) -> list[Packet]:
         """Return what has come, without waiting. What the kernel had to throw away is not told."""
         packets: list[Packet] = []
-        for _ in range(BATCH):
-            try:
-                data = self._sock.recv(netlink.READ)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno == errno.ENOBUFS:
-                    continue
-                raise
+        for data in filter(None, netlink.queued(self._sock, BATCH)):
             read = (_packet(message.payload) for message in netlink.messages(data) if message.kind == PACKET)
             packets += [packet for packet in read if packet]
         return packets

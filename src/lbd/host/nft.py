@@ -65,7 +65,10 @@ class Nft:
         self._process = self._sock = None
 
     def _ask(self, request: tuple[str, ...]) -> Any:
-        sock = self._sock or self._start()
+        try:
+            sock = self._sock or self._start()
+        except OSError as error:
+            raise RefusedError(f"nftables: no worker process can be started: {error.strerror}") from error
         try:
             nft_worker.send(sock, request)
             answer = nft_worker.receive(sock)

@@ -6,7 +6,6 @@ and name. The messages before it tell which tables it touched.
 
 from __future__ import annotations
 
-import errno
 import struct
 from dataclasses import dataclass
 
@@ -59,14 +58,8 @@ class NftEvents:
     def drain(self) -> list[Commit]:
         """Return the commits that touched our table and were announced since, without waiting."""
         commits: list[Commit] = []
-        for _ in range(BATCH):
-            try:
-                data = self._sock.recv(netlink.READ)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
+        for data in netlink.queued(self._sock, BATCH):
+            if data is None:
                 commits.append(Commit(0, lost=True))
                 continue
             for message in netlink.messages(data):

@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import re
+import socket
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from ipaddress import IPv6Address
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal, cast
 
 from lbd.core.ops import CATCH_ALL
-from lbd.core.state import TABLE, FieldType, Hook, LiveChain, LiveTable, Map
+from lbd.core.state import TABLE, FieldType, Hook, LiveChain, LiveTable, Map, Point
 from lbd.host import netlink
 
-if TYPE_CHECKING:
-    import socket
-
 INET = 1  # NFPROTO_INET
-GETTABLE, GETCHAIN, GETRULE, GETSET, GETSETELEM, GETGEN = 1, 4, 7, 10, 13, 16
+GETTABLE, GETCHAIN, GETRULE, GETSET, GETSETELEM, GETGEN, GETOBJ, GETFLOWTABLE = 1, 4, 7, 10, 13, 16, 19, 23
 
 # Attribute numbers (NFTA_CHAIN_*, NFTA_HOOK_*, NFTA_RULE_*, ...). Number 1 is the table's name everywhere.
-CHAIN_NAME, CHAIN_HOOK, CHAIN_TYPE, CHAIN_FLAGS = 3, 4, 7, 10
+TABLE_FLAGS = 2
+CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_TYPE, CHAIN_FLAGS = 3, 4, 5, 7, 10
 HOOK_NUMBER, HOOK_PRIORITY = 1, 2
 RULE_CHAIN, RULE_EXPRESSIONS = 2, 4
 SET_NAME, SET_FLAGS, SET_KEY_LEN, SET_DATA_TYPE, SET_DATA_LEN, SET_DESC, SET_EXPR = 2, 3, 5, 6, 7, 9, 17
@@ -37,9 +37,16 @@ DATA_VALUE, DATA_VERDICT = 1, 2
 VERDICT_CODE, VERDICT_CHAIN = 1, 2
 GEN_ID = 1
 
+DORMANT = 0x1
 CHAIN_BINDING = 0x4
+POLICY_ACCEPT = 1
 FLAG_ANONYMOUS, FLAG_MAP, FLAG_CONCAT, FLAG_EXPR = 0x1, 0x8, 0x80, 0x100
 TYPE_VERDICT = 0xFFFFFF00
+# The kernel gives struct nft_verdict's size for the length of a verdict.
+VERDICT_LENGTH = 16
+
+# What nft reads as a name. The kernel takes any text for one, and so does nft's JSON.
+SPELLABLE = re.compile(r"[A-Za-z][A-Za-z0-9/_.-]*")
 
 # After this many reads that were not of one moment our own table is in a storm, and the error says so.
 TRIES = 20
@@ -91,16 +98,21 @@ def read(sock: socket.socket, schema: Mapping[str, Map]) -> tuple[LiveTable | No
 
 def _read(sock: socket.socket, schema: Mapping[str, Map]) -> LiveTable | None:
     try:
-        list(netlink.ask(sock, _kind(GETTABLE), 0, _family(INET) + netlink.text(1, TABLE)))
+        (found,) = netlink.ask(sock, _kind(GETTABLE), 0, _family(INET) + netlink.text(1, TABLE))
     except FileNotFoundError:
         return None
+    dormant = _number(dict(netlink.attributes(found, 4)), TABLE_FLAGS) & DORMANT
     chains = dict(_chains(sock))
     for name, digest in _rules(sock):
         if chain := chains.get(name):
             chains[name] = LiveChain((*chain.digests, digest), chain.hook)
     maps = dict(_maps(sock, schema))
     elements = {name: _elements(sock, name, shape) for name, shape in maps.items() if shape.key}
-    return LiveTable(chains, maps, elements)
+    unspeakable = not all(SPELLABLE.fullmatch(name) for name in (*chains, *maps))
+    # Counters, helpers, flowtables: lbd makes none.
+    objects = [*_dump(sock, GETOBJ), *_dump(sock, GETFLOWTABLE)]
+    foreign = any(_name(found[1]) == TABLE for found in objects)
+    return LiveTable(chains, maps, elements, beyond_repair=bool(dormant) or unspeakable or foreign)
 
 
 def _kind(command: int) -> int:
@@ -118,7 +130,7 @@ def _dump(sock: socket.socket, command: int, *filters: bytes) -> Iterator[dict[i
 
 
 def _name(value: bytes) -> str:
-    return value.rstrip(b"\0").decode()
+    return value.rstrip(b"\0").decode(errors="backslashreplace")
 
 
 def _number(attributes: Mapping[int, bytes], kind: int) -> int:
@@ -139,7 +151,8 @@ def _hook(chain: Mapping[int, bytes]) -> Hook | None:
     number, priority = struct.unpack("!I", hook[HOOK_NUMBER])[0], struct.unpack("!i", hook[HOOK_PRIORITY])[0]
     # Somebody may have put a chain into our table that is none we would make.
     kind = cast("Literal['nat', 'filter']", _name(chain[CHAIN_TYPE]))
-    return Hook(kind, cast("Literal['prerouting', 'postrouting']", POINTS.get(number, "?")), priority)
+    policy: Literal["accept", "drop"] = "accept" if _number(chain, CHAIN_POLICY) == POLICY_ACCEPT else "drop"
+    return Hook(kind, cast("Point", POINTS.get(number, "?")), priority, policy)
 
 
 def _rules(sock: socket.socket) -> Iterator[tuple[str, str]]:
@@ -248,6 +261,3 @@ FIELDS: Mapping[FieldType, Callable[[bytes], str]] = {
     "ifname": _name,
     "index": _index,
 }
-
-# The kernel gives struct nft_verdict's size for the length of a verdict.
-VERDICT_LENGTH = 16

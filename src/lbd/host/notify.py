@@ -7,13 +7,12 @@ queue it keeps what must arrive for the next call.
 from __future__ import annotations
 
 import os
-from typing import Final
 
 from sdnotify import SystemdNotifier
 
 # systemd reads 4096 bytes (NOTIFY_BUFFER_MAX in src/core/manager.c) and throws a longer datagram away,
 # with the READY=1 in it.
-_STATUS_LIMIT: Final = 1000
+_STATUS_LIMIT = 1000
 
 
 class Notify:

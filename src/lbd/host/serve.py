@@ -12,17 +12,16 @@ import json
 import os
 import socket
 import struct
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
 
 from lbd.core.control import allowed
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
-    from pathlib import Path
-
 Answer = dict[str, object]
+
+_UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one client may cost: bytes of a request, seconds for each direction, connections of all."""
+    """What clients may cost: bytes of a request, seconds, and connections of all of them at once.
+
+    `send` and `receive` are what the client does: send its request, receive its answer.
+    """
 
     request: int = 64 * 1024
     send: float = 5.0
@@ -225,9 +227,6 @@ def _parse(line: bytes, peer: Peer) -> Request:
 
 def _refusal(kind: str, error: str) -> Answer:
     return {"ok": False, "kind": kind, "error": error}
-
-
-_UCRED: Final = struct.Struct("iII")
 
 
 def _peer(connection: socket.socket) -> Peer:

@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from pathlib import Path
+from typing import Generic, TypeVar
 
 from lbd.core.memory import decode_memory, decode_sources, encode_memory, encode_sources
+from lbd.core.source import Source
 from lbd.core.state import Memory
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from lbd.core.source import Source
 
 T = TypeVar("T")
 U = TypeVar("U")
 
 # 5,000 services are 3 MiB of TOML. More than this is not a file that lbd wrote.
-_LIMIT: Final = 64 * 1024 * 1024
+_LIMIT = 64 * 1024 * 1024
 
 
 class StoreError(Exception):

@@ -11,11 +11,11 @@ import glob
 import os
 import stat
 import threading
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
 
 from watchdog.events import (
     DirCreatedEvent,
@@ -31,27 +31,23 @@ from watchdog.events import (
     FileSystemEventHandler,
 )
 from watchdog.observers import Observer
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from watchdog.observers.api import BaseObserver, ObservedWatch
+from watchdog.observers.api import BaseObserver, ObservedWatch
 
 # What no watch sees (a bind mount over the file, an inotify queue that overflowed, a watch that could not
 # be set) is seen after this many seconds.
-POLL: Final = 5.0
+POLL = 5.0
 
 # At most 20 looks a second, however often somebody writes.
-_GAP: Final = 0.05
+_GAP = 0.05
 
 # Symbolic links in one path before it is taken for a loop (MAXSYMLINKS of the kernel).
-_LINKS: Final = 40
+_LINKS = 40
 
 # ValueError: a pattern with a NUL in it, which no path can have.
-_NO_FILE: Final = (OSError, ValueError)
+_NO_FILE = (OSError, ValueError)
 
 # Not opening and closing for reading: our own reading would wake us for ever.
-_EVENTS: Final[list[type[FileSystemEvent]]] = [
+_EVENTS: list[type[FileSystemEvent]] = [
     DirCreatedEvent,
     DirDeletedEvent,
     DirMovedEvent,

@@ -5,12 +5,9 @@ from __future__ import annotations
 import re
 import sys
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from lbd.lab.namespaces import LabError, wait_until
-
-if TYPE_CHECKING:
-    from lbd.lab.namespaces import Lab
+from lbd.lab.namespaces import Lab, LabError, wait_until
 
 # What lbd does in the lab takes well under a second; a loaded machine may take its time.
 DEADLINE = 10.0

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING
 
 from lbd.lab.namespaces import Lab, LabError
 from lbd.lab.narrator import Narrator
 from lbd.lab.steps import PORT, SERVERS, VIP, Steps, WrongError
 from lbd.lab.topology import experiment
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 PICTURE = """\
 client               director                   real server

@@ -5,12 +5,10 @@ from __future__ import annotations
 import difflib
 import sys
 import textwrap
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TextIO
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from lbd.lab.daemon import Hop
+from lbd.lab.daemon import Hop
 
 WIDTH = 79  # the last column stays free: some terminals wrap when it is written
 

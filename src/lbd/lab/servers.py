@@ -13,10 +13,9 @@ import threading
 from collections import Counter
 from contextlib import AbstractContextManager, ExitStack
 from ipaddress import IPv6Address, ip_address
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from lbd.lab.namespaces import Lab
+from lbd.lab.namespaces import Lab
 
 # Answer each line or datagram with the server's name in front, or serve a page by HTTP and close.
 Kind = Literal["lines", "page", "datagrams"]

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import select
 import time
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from typing import TYPE_CHECKING
 
 from lbd.core.packet import Packet, endpoint
 from lbd.host.nft_events import NftEvents
 from lbd.lab.daemon import Daemon, Hop
-from lbd.lab.namespaces import LabError
+from lbd.lab.namespaces import Lab, LabError
+from lbd.lab.narrator import Narrator
 from lbd.lab.servers import Server
 from lbd.lab.tap import Tap
 from lbd.lab.traffic import Answer, Requester, ask
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from lbd.lab.namespaces import Lab
-    from lbd.lab.narrator import Narrator
 
 VIP, PORT, BACKEND_PORT, CLIENT = "192.168.18.58", 8888, 9999, "192.168.18.25"
 SERVERS = {"server1": "192.168.2.73", "server2": "192.168.2.74", "server3": "192.168.2.75"}

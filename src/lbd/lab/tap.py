@@ -10,20 +10,15 @@ import select
 import socket
 import time
 from collections import deque
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
 
 from lbd.core.packet import Direction, Packet, parse
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-
-    from lbd.lab.namespaces import Lab
+from lbd.host.netlink import SO_RCVBUFFORCE
+from lbd.lab.namespaces import Lab
 
 ETH_P_ALL = 3  # include/uapi/linux/if_ether.h
 ETH_P_IP, ETH_P_IPV6 = 0x0800, 0x86DD
-# include/uapi/asm-generic/socket.h; the socket module has no name for it. FORCE: past net.core.rmem_max.
-SO_RCVBUFFORCE = 33
 
 # Room for about ten thousand packets between two reads: the kernel counts some 800 bytes for a small one.
 RECEIVE_BUFFER = 8 << 20

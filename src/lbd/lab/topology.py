@@ -6,15 +6,13 @@ share a bridge in a namespace of its own, `WIRE`, so nothing is added to the hos
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from lbd.core.state import Route
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 Gateway = Literal["elsewhere", "director"]
 

@@ -11,16 +11,14 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
 from lbd.lab.namespaces import Lab, wait_until
 from lbd.lab.servers import LONGEST, PAGE, reset_on_close
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 # What a client speaks: a line over TCP or UDP, or a GET, see servers.Kind.
 Protocol = Literal["tcp", "http", "udp"]

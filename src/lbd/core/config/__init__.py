@@ -1,7 +1,7 @@
 """Reading the configuration: the text of the files in, a Config out, or every problem with its place.
 
 Three steps: TOML to plain data (core/source), data to values (tables and values here), values against each
-other (conflicts). Problems are collected on the way and located at the end, when there are any (report).
+other (conflicts). What is found is collected on the way and located at the end, when there is any (findings).
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypeVar
 
 from lbd.core.config import conflicts, values
-from lbd.core.config.conflicts import Finding, Place
-from lbd.core.config.report import Data, refusal
+from lbd.core.config.findings import Data, Finding, Place, refusal
 from lbd.core.config.tables import (
     AddressTable,
     DropInTable,
@@ -27,27 +26,12 @@ from lbd.core.settings import (
     Backend,
     Config,
     Director,
-    Listen,
     ReturnPath,
     RouteEntry,
     RuleEntry,
     Service,
 )
 from lbd.core.source import BadFileError, Problem, Source, load
-
-__all__ = [
-    "AddressEntry",
-    "Backend",
-    "Config",
-    "Director",
-    "Listen",
-    "ReturnPath",
-    "RouteEntry",
-    "RuleEntry",
-    "Service",
-    "includes",
-    "parse",
-]
 
 E = TypeVar("E")
 Raw = tuple[Place, Mapping[str, object]]

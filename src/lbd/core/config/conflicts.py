@@ -7,38 +7,12 @@ with its square.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    from lbd.core.config.locate import Part, Path
-    from lbd.core.settings import IP, AddressEntry, Backend, Listen, RouteEntry, RuleEntry, Service
-
-# What IPv6 makes of a route without a metric (IP6_RT_PRIO_USER, include/net/ip6_route.h).
-IPV6_METRIC = 1024
+from lbd.core.config.findings import Finding, Place
+from lbd.core.settings import IP, AddressEntry, Backend, Listen, RouteEntry, RuleEntry, Service
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A value in one of the files: `file` is an index, `path` leads from the top of that file."""
-
-    file: int
-    path: Path
-
-    def __truediv__(self, step: str | int) -> Place:
-        return Place(self.file, (*self.path, step))
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """A mistake before its place in the text is looked up. `also` is the other place of a conflict."""
-
-    place: Place
-    message: str
-    part: Part = "value"
-    also: Place | None = None
 
 
 Placed = Sequence[tuple[Place, T]]
@@ -64,17 +38,13 @@ def addresses(entries: Placed[AddressEntry]) -> Iterator[Finding]:
 
 def routes(entries: Placed[RouteEntry]) -> Iterator[Finding]:
     """Find routes that the kernel would take for one: same destination, table and metric."""
-    keys = ((place / "to", (entry.to, entry.table, _metric(entry))) for place, entry in entries)
+    keys = ((place / "to", (entry.to, entry.table, entry.live_metric)) for place, entry in entries)
     return _repeated(keys, "a second route to this network with the same table and metric")
 
 
 def rules(entries: Placed[RuleEntry]) -> Iterator[Finding]:
     """Find rules that are listed twice."""
     return _repeated(entries, "this rule is listed twice")
-
-
-def _metric(entry: RouteEntry) -> int:
-    return entry.metric or (IPV6_METRIC if entry.to.version == 6 else 0)  # noqa: PLR2004 - the IP version
 
 
 def _repeated(keys: Iterable[tuple[Place, Hashable]], message: str) -> Iterator[Finding]:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from lbd.core.source import Source, Span
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 # The way to a value: keys of tables and indices of lists.
 Path = tuple[str | int, ...]

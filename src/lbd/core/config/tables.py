@@ -6,7 +6,8 @@ everything; a key whose feature is not built is refused, never ignored.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -19,23 +20,21 @@ from pydantic import (
 )
 
 from lbd.core.config import values
-from lbd.core.config.conflicts import Finding, Place
+from lbd.core.config.findings import Finding, Place
 from lbd.core.settings import (
     IP,
     Backend,
+    BackendState,
     InterfaceAddress,
     Listen,
     Log,
     Network,
     ReturnPath,
     Scheduler,
-    State,
     WhenEmpty,
 )
-from lbd.core.source import quote
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+from lbd.core.state import MAIN
+from lbd.core.words import quote
 
 # A service has 65,536 slots at most: with more backends, shares would be more rounding than weight.
 MOST_BACKENDS = 4096
@@ -104,14 +103,13 @@ def _listed(value: object) -> object:
 
 
 InterfaceName = Annotated[str, _text(values.interface_name)]
-Schedulers = Annotated[
+SchedulerKey = Annotated[
     Scheduler | None,
     _choice("maglev", "random", "round-robin", later=("source-hash", "least-connections")),
 ]
-ReturnPaths = Annotated[ReturnPath | None, _text(values.return_path)]
-WhenEmptys = Annotated[WhenEmpty | None, _choice("reject", "drop", later=("backup",))]
-Logs = Annotated[Log | None, _choice("off", "new", "path")]
-Port = Annotated[int, _number(1, HIGHEST_U16)]
+ReturnPathKey = Annotated[ReturnPath | None, _text(values.return_path)]
+WhenEmptyKey = Annotated[WhenEmpty | None, _choice("reject", "drop", later=("backup",))]
+LogKey = Annotated[Log | None, _choice("off", "new", "path")]
 Entries = list[dict[str, object]]
 
 LaterText = Annotated[object, _later(str)]
@@ -129,7 +127,15 @@ class Table(BaseModel):
     required: ClassVar[tuple[str, ...]] = ()
 
 
-class LimitsTable(Table):
+class LaterTable(Table):
+    """A table whose feature is not built: refused as a whole when no key of it is."""
+
+    @model_validator(mode="after")
+    def _refuse(self) -> Self:
+        raise ValueError(values.LATER)
+
+
+class LimitsTable(LaterTable):
     """`[service.limits]`."""
 
     new_per_second: LaterNumber = None
@@ -137,7 +143,7 @@ class LimitsTable(Table):
     client_connections: LaterNumber = None
 
 
-class HealthTable(Table):
+class HealthTable(LaterTable):
     """`[service.health]`."""
 
     type: LaterText = None
@@ -160,7 +166,7 @@ class BackendTable(Table):
     required = ("address",)
     address: Annotated[Backend | None, _text(values.backend)] = None
     weight: Annotated[int, _number(0, HIGHEST_WEIGHT)] = 1
-    state: Annotated[State, _choice("up", "drain", "down", later=("maintenance",))] = "up"
+    state: Annotated[BackendState, _choice("up", "drain", "down", later=("maintenance",))] = "up"
     backup: Annotated[object, _later(bool, none=False)] = False
 
     @model_validator(mode="before")
@@ -184,10 +190,10 @@ class ServiceTable(Table):
         list[Annotated[Listen, _text(values.listen)]], BeforeValidator(_listed), Field(min_length=1)
     ] = Field(default_factory=list)
     interface: InterfaceName | None = None
-    scheduler: Schedulers = None
-    return_path: ReturnPaths = None
-    when_empty: WhenEmptys = None
-    log: Logs = None
+    scheduler: SchedulerKey = None
+    return_path: ReturnPathKey = None
+    when_empty: WhenEmptyKey = None
+    log: LogKey = None
     backends: Annotated[list[BackendTable], Field(max_length=MOST_BACKENDS)] = Field(default_factory=list)
     hash: LaterList = None
     persistence: Annotated[object, _later(str, dict)] = None
@@ -218,7 +224,7 @@ class RouteTable(Table):
     via: Annotated[IP | None, _text(values.unicast)] = None
     interface: InterfaceName | None = None
     source: Annotated[IP | None, _text(values.unicast)] = None
-    table: Annotated[int, _number(1, HIGHEST_U32)] = 254
+    table: Annotated[int, _number(1, HIGHEST_U32)] = MAIN
     metric: Annotated[int, _number(0, HIGHEST_U32)] = 0
     replace: bool = False
 
@@ -230,7 +236,7 @@ class RuleTable(Table):
     source: Annotated[Network | None, _text(values.network)] = Field(default=None, alias="from")
     to: Annotated[Network | None, _text(values.network)] = None
     interface: InterfaceName | None = None
-    table: Annotated[int, _number(1, HIGHEST_U32)] = 254
+    table: Annotated[int, _number(1, HIGHEST_U32)] = MAIN
     priority: Annotated[int, _number(1, HIGHEST_PRIORITY)] = 1
 
 
@@ -238,7 +244,7 @@ class DirectorTable(Table):
     """`[director]`."""
 
     forwarding: bool | None = None
-    return_path: ReturnPaths = None
+    return_path: ReturnPathKey = None
     allow_empty: bool = False
     log_target: Annotated[Literal["nflog", "kernel"], _choice("nflog", "kernel")] = "nflog"
     log_group: Annotated[int, _number(0, HIGHEST_U16)] = 76
@@ -248,10 +254,10 @@ class DirectorTable(Table):
 class DefaultsTable(Table):
     """`[defaults]`: what services take that do not say otherwise."""
 
-    scheduler: Schedulers = None
-    return_path: ReturnPaths = None
-    when_empty: WhenEmptys = None
-    log: Logs = None
+    scheduler: SchedulerKey = None
+    return_path: ReturnPathKey = None
+    when_empty: WhenEmptyKey = None
+    log: LogKey = None
 
 
 class DropInTable(Table):

@@ -7,15 +7,12 @@ meant, what to do. nft accepts port 0, or a dnat to a multicast address, so thes
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from difflib import get_close_matches
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, ip_address, ip_interface, ip_network
-from typing import TYPE_CHECKING
 
 from lbd.core.settings import IP, Backend, InterfaceAddress, Listen, Network, Protocol, ReturnPath
-from lbd.core.source import quote
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from lbd.core.words import quote
 
 LATER = "not supported yet"
 # How a value of TOML is called in a message.

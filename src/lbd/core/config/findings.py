@@ -1,21 +1,39 @@
-"""From findings to problems: looks up where each value stands and says whose it is."""
+"""Mistakes as they are found, and as they are told: with the place of the value, and whose it is."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lbd.core.config.locate import Locator, Path
-from lbd.core.source import BadFileError, Problem, Source, problem, quote
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from lbd.core.config.conflicts import Finding, Place
+from lbd.core.config.locate import Locator, Part, Path
+from lbd.core.source import BadFileError, Problem, Source, problem
+from lbd.core.words import quote
 
 # What an entry is called by in a message.
 _CALLED_BY = {"service": "name", "address": "address", "route": "to", "rule": "from"}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A value in one of the files: `file` is an index, `path` leads from the top of that file."""
+
+    file: int
+    path: Path
+
+    def __truediv__(self, step: str | int) -> Place:
+        return Place(self.file, (*self.path, step))
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A mistake before its place in the text is looked up. `also` is the other place of a conflict."""
+
+    place: Place
+    message: str
+    part: Part = "value"
+    also: Place | None = None
 
 
 @dataclass(frozen=True)
