@@ -15,7 +15,7 @@ import lbd
 from lbd import cli
 from lbd.core.control import SOCKET_NAME
 from lbd.core.status import Standing, document
-from lbd.host.claim import Claim
+from lbd.host.claim import Claim, ClaimedError
 from lbd.reconcile import RefusedError
 from lbd.testing import FakeHost
 
@@ -247,6 +247,15 @@ def test_apply_beside_another_lbd_is_refused(run, good, host, arguments):
     assert run("apply", "-c", good, *arguments)[0] == 0
 
 
+def test_who_holds_the_claim_is_known_however_many_asked_before():
+    claim = Claim({os.geteuid()})
+    for _ in range(200):  # the queue of a listening socket has 129 places
+        with pytest.raises(ClaimedError, match=rf"\(pid {os.getpid()}\)"):
+            Claim({os.geteuid()})
+    claim.close()
+    Claim({os.geteuid()}).close()
+
+
 @pytest.mark.parametrize("command", ["status", "reload"])
 def test_without_a_daemon_it_is_69(run, tmp_path, command):
     code, out, err = run(command)
@@ -329,6 +338,13 @@ def test_check_needs_nothing_of_the_network(good):
     code, packages, _ = imported("check", "-c", good)
     assert code == 0
     assert not packages & {"pyroute2", "nftables", "asyncio", "watchdog", "sdnotify"}
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_no_error(good, closed):
+    command = f'"{sys.executable}" -m lbd check -c "{good}" {closed}'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_output_that_nobody_reads_is_no_error(good):

@@ -73,8 +73,12 @@ def unhook(_, host):
 
 
 @damage
-def other_priority(draw, host):
-    hooks = (Hook("nat", "prerouting", DSTNAT + 1), Hook("filter", "prerouting", MANGLE))
+def other_hook(draw, host):
+    hooks = (
+        Hook("nat", "prerouting", DSTNAT + 1),
+        Hook("filter", "prerouting", MANGLE),
+        Hook("nat", "prerouting", DSTNAT, "drop"),
+    )
     host.ruleset.chains["prerouting"].hook = draw(st.sampled_from(hooks))
 
 

@@ -1,6 +1,7 @@
 """What is in force while the file is edited, broken, mended and lost. Time is a number here."""
 
 import json
+import os
 
 import pytest
 
@@ -31,6 +32,18 @@ def backend(intent):
 
 def ids(reading):
     return [told.message_id for told in reading.entries]
+
+
+def test_path_that_is_no_text_is_a_path(tmp_path):
+    file = tmp_path / os.fsdecode(b"caf\xe9.toml")
+    file.write_text(ONE)
+    intent = Intent(file, Store(tmp_path / "state"))
+    assert ids(intent.read(0, patient=False)) == []
+    assert ids(intent.keep()) == []
+    file.write_text(BAD)
+    again = Intent(file, Store(tmp_path / "state"))
+    assert ids(again.read(1, patient=False)) == [entry.REFUSED]
+    assert again.now.digest == intent.now.digest
 
 
 def test_good_bad_good(intent, file):

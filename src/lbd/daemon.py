@@ -78,6 +78,7 @@ class Daemon:
         # What was last applied, and what came of it.
         self.applied: Desired | None = None
         self.applied_digest = ""
+        self.undone: tuple[str, ...] | None = None
         self.outcome: Outcome | None = None
         self.drifts = 0
         self.last_drift: dict[str, Any] | None = None
@@ -205,14 +206,17 @@ class Daemon:
         actors, self.actors = self.actors, []
         # The same is asked for as at the last look, and yet there is more to do than was left undone then:
         # somebody else changed the host.
-        left = before.undone if before and self.applied is now.desired else None
+        left = self.undone if self.applied is now.desired else None
         drifted = left is not None and not set(outcome.plan.lines()) <= set(left)
         if drifted:
             repaired = set(outcome.undone or ()) <= set(left or ())
             self._note_drift(outcome, actors, took, repaired=repaired)
-        elif now.digest != self.applied_digest or (tell and not self.intent.refusal):
+        elif outcome.undone is not None and (
+            now.digest != self.applied_digest or (tell and not self.intent.refusal)
+        ):
             self.journal.send(report.applied(outcome.plan, str(self.intent.path), now.digest, took))
-        self.applied, self.applied_digest = now.desired, now.digest
+        if outcome.undone is not None:
+            self.applied, self.applied_digest, self.undone = now.desired, now.digest, outcome.undone
         if outcome.problems and (before is None or outcome.problems != before.problems):
             self.journal.send(report.failed(outcome.problems))
         if outcome.converged:

@@ -97,12 +97,13 @@ def _reconcile(host: Host, desired: Desired) -> Outcome:
     run = _Run(host)
     run.each(todo.before)
     # What the old rules need stays until the new ones are in place.
-    if run.transaction(todo.swap):
+    swapped = run.transaction(todo.swap)
+    if swapped:
         run.transaction(todo.collect)
         run.each(todo.after)
-        if any(isinstance(op, AddRule) for op in todo.swap):
-            run.learn(desired)
     live = host.read(desired)
+    if swapped and any(isinstance(op, AddRule) for op in todo.swap):
+        live = run.learn(desired, live)
     undone = diff(live, desired).lines()
     # What the kernel refused is told as such, not as what is left.
     left = () if run.refused else undone
@@ -161,15 +162,16 @@ class _Run:
         self.refused.append(str(error))
         self.permission |= error.permission
 
-    def learn(self, desired: Desired) -> None:
+    def learn(self, desired: Desired, live: Live) -> Live:
         """Note what the kernel made of the chains that we wrote, for all later looks to compare with.
+
+        `live` was read after the writing; it is returned with the note in its memory.
 
         If somebody else committed since, the read may show their hand and not ours: then only bodies
         that were never seen before are taken, and any other difference is drift for the next look.
         """
-        live = self.host.read(desired)
         if live.table is None:
-            return
+            return live
         ours = live.generation == self.generation
         known = {}
         for name, chain in desired.table.chains.items():
@@ -179,5 +181,8 @@ class _Run:
                 known[text] = found.digests
             elif before is not None:
                 known[text] = before
-        if known != live.memory.bodies:
-            self.each([Remember(replace(live.memory, bodies=known))])
+        if known == live.memory.bodies:
+            return live
+        memory = replace(live.memory, bodies=known)
+        self.each([Remember(memory)])
+        return replace(live, memory=memory)

@@ -67,9 +67,9 @@ def test_sizes_are_prime_and_fit_an_index(size):
 
 
 @pytest.mark.parametrize(
-    ("weights", "size"), [(1, 251), (3, 251), (4, 1021), (15, 1021), (16, 4093), (255, 16381), (9999, 65521)]
+    ("weights", "size"), [(1, 251), (3, 251), (15, 251), (16, 1021), (63, 1021), (255, 4093), (9999, 65521)]
 )
-def test_table_has_64_slots_for_each_weight_up_to_the_largest(weights, size):
+def test_table_has_16_slots_for_each_weight_up_to_the_largest(weights, size):
     assert maglev.table_size(weights) == size
 
 
@@ -86,7 +86,7 @@ def test_shares_are_those_of_the_weights(weights):
     size = maglev.table_size(total)
     counts = Counter(maglev.table(weights, size))
     for name, weight in weights.items():
-        # One turn more or less than its share, and 64 slots to each unit of weight.
+        # One turn more or less than its share, and 16 slots to each unit of weight.
         assert abs(counts[name] - size * weight / total) <= weight + 1
 
 
@@ -95,9 +95,9 @@ def test_one_of_ten_that_goes_moves_few_of_the_others(gone):
     size = maglev.table_size(len(NAMES))
     before = maglev.table(dict.fromkeys(NAMES, 1), size)
     after = maglev.table({name: 1 for name in NAMES if name != gone}, size)
-    # Its own tenth has to move, and 1.7 to 2.7 % of the others do (the paper's figure 12 has as many).
+    # Its own tenth has to move, and 2 to 6 % of the others do (more slots would move fewer).
     # Hashing modulo the number of backends would move nine tenths.
-    assert moved(before, after, gone) / size < 0.04
+    assert moved(before, after, gone) / size < 0.07
     assert gone not in after
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from lbd.core.pacer import (
     GAP_LEAST,
     GAP_MOST,
+    LOOKS_APART,
     QUIET,
     RETRY_LEAST,
     RETRY_MOST,
@@ -135,6 +136,19 @@ def test_after_quiet_drift_is_met_at_once_again(pacer):
     assert look(pacer, drift=True)[0] == now
     pacer.trigger("rules", now)
     assert pacer.due == now + GAP_LEAST
+
+
+def test_a_storm_of_signals_is_answered_twenty_times_a_second(pacer):
+    times = []
+    for now in (10 + n / 1024 for n in range(1024)):
+        pacer.trigger("signal", now)
+        if pacer.take(now):
+            times.append(now)
+            pacer.done(now, converged=True, drift=False)
+    assert len(times) == 20
+    assert times[0] == 10.0
+    # The last of them is not forgotten.
+    assert look(pacer) == (times[-1] + LOOKS_APART, {"signal"})
 
 
 def test_news_that_are_no_drift_do_not_slow_us_down(pacer):

@@ -81,6 +81,15 @@ def test_one_backend_more_is_elements_and_its_class():
     )
 
 
+def test_table_that_is_beyond_repair_is_made_anew_in_one_transaction():
+    found = live(table("10.0.0.1"))
+    broken = replace(found, table=replace(found.table, beyond_repair=True))
+    plan = diff(broken, wish(table=table("10.0.0.1")))
+    assert plan.swap[1:] == diff(replace(found, table=None), wish(table=table("10.0.0.1"))).swap
+    assert str(plan.swap[0]) == "delete table inet lbd"
+    assert not plan.collect
+
+
 def test_chain_that_nothing_goes_to_any_more_goes_in_a_later_transaction():
     plan = diff(live(table("10.0.0.1", "10.0.0.2")), wish(table=table("10.0.0.1")))
     assert "flush chain inet lbd tcp4_random_2" in map(str, plan.swap)

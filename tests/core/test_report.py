@@ -21,6 +21,7 @@ NFT, UNKNOWN = Actor(4711, "nft"), Actor(4712, "")
         ([NFT], "nft (pid 4711)"),
         ([NFT, NFT], "nft (pid 4711)"),
         ([NFT, UNKNOWN], "nft (pid 4711), unknown (pid 4712)"),
+        ([Actor(n, "a") for n in range(250)], ", ".join(f"a (pid {n})" for n in range(5)) + " and 245 more"),
     ],
 )
 def test_actors_are_named_once(actors, words):
@@ -54,6 +55,10 @@ def test_drift_says_who():
     assert told.fields["LBD_ACTOR_PID"] == "4711"
     assert told.fields["LBD_ACTOR_PROCESS"] == "nft"
     assert told.fields["LBD_PLAN"] == "flush chain inet lbd prerouting"
+
+
+def test_drift_that_could_not_be_undone_says_so():
+    assert report.drift(PLAN, [], 0.5, repaired=False).message.startswith("drift not all repaired in 500 ms")
 
 
 def test_drift_by_nobody_known_has_no_pid():

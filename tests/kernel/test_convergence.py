@@ -52,6 +52,9 @@ DAMAGE = {
     f"flush chain inet lbd {MAGLEV}; delete chain inet lbd {MAGLEV}",
     "move a base chain": f"flush chain inet lbd prerouting; delete chain inet lbd prerouting;"
     f"add chain inet lbd prerouting {PREROUTING.replace('-100', '-90')}",
+    "drop what no rule decides": "chain inet lbd postrouting { policy drop; }",
+    "switch the table off": "add table inet lbd { flags dormant; }",
+    "add an object": "add counter inet lbd other",
     "add a chain": "add chain inet lbd other; add rule inet lbd other accept",
     "add two chains that refer to each other": "add chain inet lbd one; add chain inet lbd two;"
     "add rule inet lbd one jump two",
@@ -139,6 +142,33 @@ def test_deleted_element_is_all_that_is_added_again(director):
     director.nft(DAMAGE["delete a slot"])
     assert wait_until(lambda: director.status()["drift"]["count"], REPAIR)
     assert director.status()["drift"]["last"]["operations"] == 1
+
+
+@pytest.mark.parametrize("name", ["9lives", "a; flush ruleset", "caf\u00e9"])
+def test_a_chain_whose_name_nft_cannot_read_is_removed(lab, director, name):
+    """nft's JSON and the kernel take any text for a name; none of it may reach nft as a command."""
+    director.nft("add table ip bystander")
+    before = director.table()
+    chain = {"family": "inet", "table": "lbd", "name": name}
+    text = json.dumps({"nftables": [{"add": {"chain": chain}}]})
+    lab.run("director", ["nft", "-j", "-f", "-"], text=text)
+    assert wait_until(lambda: director.status()["drift"]["count"], REPAIR), director.said()
+    assert director.table() == before
+    director.nft("delete table ip bystander")  # it is there
+
+
+def test_damage_is_told_also_beside_what_the_kernel_refuses(director):
+    unreachable = '[[route]]\nto = "10.99.0.0/16"\nvia = "192.0.2.77"\n'
+    director.write(f"{FILE}\n{unreachable}")
+    assert "10.99.0.0/16" in director.reload()["error"]
+    director.nft("flush ruleset")
+    director.wait_line(r"drift repaired .* changed by nft \(pid \d+\)")
+    assert director.table()
+    assert director.status()["drift"]["count"] == 1
+    # The refused route is tried again, which is no drift.
+    assert "10.99.0.0/16" in director.reload()["error"]
+    assert director.status()["drift"]["count"] == 1
+    director.apply(FILE)
 
 
 @pytest.mark.parametrize("name", ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"])

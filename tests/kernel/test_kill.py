@@ -177,3 +177,19 @@ def test_daemon_that_is_stopped_while_it_applies_finishes_and_leaves_the_new_gen
     assert all(talk.alive() for talk in talks)
     director.start()
     assert in_kernel(director) == 1
+
+
+def test_state_directory_that_was_damaged_is_told_and_replaced(director, talks):
+    memory = director.directory / "state" / "memory.json"
+    director.kill()
+    memory.write_text("{")
+    mark = len(director.lines)
+    director.start()
+    director.wait_line(r"memory\.json is ignored: it is not JSON", since=mark)
+    assert in_kernel(director) == 0
+    assert all(talk.alive() for talk in talks)
+    mark = len(director.lines)
+    director.kill()
+    director.start()
+    director.wait_line("applied .*: nothing to do", since=mark)
+    assert "ignored" not in director.said(mark)

@@ -1,7 +1,9 @@
 """The nftables worker may hang or die: it is replaced, its loss is told, and no transaction is half done."""
 
+import errno
 import os
 import signal
+import subprocess
 import threading
 import time
 from contextlib import suppress
@@ -61,6 +63,16 @@ def test_a_hanging_worker_is_given_up_at_its_deadline_and_replaced(lost):
         assert door.read()[0] is None
         assert door.pid != first
         door.close()
+
+
+def test_a_worker_that_cannot_be_started_is_a_refusal(monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with inside(), monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", full)
+        with pytest.raises(RefusedError, match="no worker process can be started: Too many open files"):
+            Nft().read()
 
 
 def test_a_worker_that_died_is_replaced(door, lost):
