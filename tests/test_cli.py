@@ -15,6 +15,7 @@ import lbd
 from lbd import cli
 from lbd.core.control import SOCKET_NAME
 from lbd.core.status import Standing, document
+from lbd.core.words import LONGEST_LINE
 from lbd.host.claim import Claim, ClaimedError
 from lbd.reconcile import RefusedError
 from lbd.testing import FakeHost
@@ -171,7 +172,7 @@ def test_plan_shows_and_changes_nothing(run, good, host):
     assert "add table inet lbd" in lines
     # 251 slots on one line are for JSON.
     assert any(line.endswith(" characters)") for line in lines)
-    assert max(map(len, lines)) < cli.LINE_MOST + 30
+    assert max(map(len, lines)) < LONGEST_LINE + 30
     assert not host.applied
     assert run("plan", "-c", good, "--exit-code")[0] == 4
 

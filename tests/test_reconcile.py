@@ -1,14 +1,18 @@
 """From any state to any other, on a host in memory: whatever is cut or refused on the way."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 
 from fakes import clone, hosts, state, wanted
 from lbd.core.desired import desired
+from lbd.core.ops import AddRoute
+from lbd.core.plan import Plan
 from lbd.core.program import SCHEMA
 from lbd.core.settings import Config
-from lbd.core.state import Memory
-from lbd.reconcile import RefusedError, plan, reconcile, remove
+from lbd.core.state import Memory, Route
+from lbd.reconcile import Outcome, RefusedError, plan, reconcile, remove
 from lbd.testing import FakeHost
 from strategies import desireds
 
@@ -148,3 +152,13 @@ def test_hand_of_somebody_else_is_not_taken_for_ours():
     assert plan(host, wish)
     assert reconcile(host, wish).converged
     assert state(host) == expected
+
+
+def test_what_an_earlier_look_had_left_is_no_drift():
+    left = ("add route 10.9.0.0/16 via 192.0.2.1",)
+    again = Outcome(Plan(before=(AddRoute(Route("10.9.0.0/16", "192.0.2.1")),)), undone=left)
+    assert not again.goes_beyond(left)
+    assert again.goes_beyond(())
+    assert again.is_back_to(left)
+    assert not again.is_back_to(())
+    assert replace(again, undone=()).is_back_to(())

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import lbd
 from lbd.client import CallError, call
 from lbd.core.control import BAD_FILE, DIFFERENCES, FAILED, NO_PERMISSION, OK
-from lbd.core.words import many, printable
+from lbd.core.words import NEEDS_CAPABILITY, cut, many, printable
 
 if TYPE_CHECKING:
     from lbd.core.plan import Plan
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 # A reload reads the file and may load ten thousand services; longer than that is a verdict in itself.
 RELOAD_MOST = 120.0
 STATUS_MOST = 5.0
-
-# What of one operation is shown as text.
-LINE_MOST = 300
 
 
 class ExitError(Exception):
@@ -147,9 +144,7 @@ def _run(arguments: argparse.Namespace) -> int:
         denied = isinstance(error.__cause__, PermissionError)
         raise ExitError(NO_PERMISSION if denied else FAILED, str(error)) from error
     except PermissionError as error:
-        raise ExitError(
-            NO_PERMISSION, f"{error.strerror}: the daemon needs CAP_NET_ADMIN (root has it)"
-        ) from error
+        raise ExitError(NO_PERMISSION, f"{error.strerror} ({NEEDS_CAPABILITY})") from error
     return OK
 
 
@@ -260,7 +255,7 @@ def _show_plan(plan: Plan, output: str) -> None:
         return
     for line in plan.lines():
         # 40,000 elements on one line are for JSON.
-        print(line if len(line) <= LINE_MOST else f"{line[:LINE_MOST]} ... ({len(line)} characters)")
+        print(cut(line))
     for reason in plan.unsafe:
         print(f"left out: {reason}")
     if not plan and not plan.unsafe:

@@ -207,10 +207,9 @@ class Daemon:
         # The same is asked for as at the last look, and yet there is more to do than was left undone then:
         # somebody else changed the host.
         left = self.undone if self.applied is now.desired else None
-        drifted = left is not None and not set(outcome.plan.lines()) <= set(left)
-        if drifted:
-            repaired = set(outcome.undone or ()) <= set(left or ())
-            self._note_drift(outcome, actors, took, repaired=repaired)
+        drifted = left is not None and outcome.goes_beyond(left)
+        if left is not None and drifted:
+            self._note_drift(outcome, actors, took, repaired=outcome.is_back_to(left))
         elif outcome.undone is not None and (
             now.digest != self.applied_digest or (tell and not self.intent.refusal)
         ):

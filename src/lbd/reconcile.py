@@ -12,9 +12,7 @@ from typing import Protocol
 from lbd.core.ops import AddRule, HostOp, NftOp, Remember
 from lbd.core.plan import Plan, body, diff, removal
 from lbd.core.state import Desired, Live, Memory
-
-# What is shown of an operation: one with all elements of a map is for the kernel to read.
-LINE_SHOWN = 300
+from lbd.core.words import cut
 
 
 class RefusedError(Exception):
@@ -63,6 +61,14 @@ class Outcome:
     generation: int = 0
     elements: int = 0
 
+    def goes_beyond(self, left: tuple[str, ...]) -> bool:
+        """Tell whether there was more to do than what an earlier look at the same desired state had left."""
+        return not set(self.plan.lines()) <= set(left)
+
+    def is_back_to(self, left: tuple[str, ...]) -> bool:
+        """Tell whether no more is left to do now than was then."""
+        return set(self.undone or ()) <= set(left)
+
     @property
     def converged(self) -> bool:
         """Tell whether the host is now what the file asks for."""
@@ -71,7 +77,7 @@ class Outcome:
     @property
     def problems(self) -> tuple[str, ...]:
         """Return everything that keeps the host from what the file asks for, in words."""
-        left = tuple(f"still to do after applying: {line[:LINE_SHOWN]}" for line in self.left)
+        left = tuple(f"still to do after applying: {cut(line)}" for line in self.left)
         return self.refused + self.plan.unsafe + left
 
 

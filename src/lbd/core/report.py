@@ -10,11 +10,10 @@ from lbd.core.entry import Entry
 from lbd.core.packet import Packet
 from lbd.core.plan import Plan
 from lbd.core.source import BadFileError
-from lbd.core.words import many
+from lbd.core.words import cut, many
 
 # A journal field is for reading: a plan of 40,000 operations is not.
 OPERATIONS_SHOWN = 20
-LINE_SHOWN = 300
 # Somebody's loop is a new process each time.
 ACTORS_SHOWN = 5
 
@@ -40,7 +39,7 @@ def who(actors: Collection[Actor]) -> str:
 
 def _plan(plan: Plan) -> dict[str, str]:
     lines = plan.lines()
-    shown = [line[:LINE_SHOWN] for line in lines[:OPERATIONS_SHOWN]]
+    shown = [cut(line) for line in lines[:OPERATIONS_SHOWN]]
     if len(lines) > OPERATIONS_SHOWN:
         shown.append(f"... and {len(lines) - OPERATIONS_SHOWN} more")
     return {"LBD_OPERATIONS": str(len(lines)), "LBD_PLAN": "\n".join(shown)}
@@ -90,7 +89,7 @@ def drift(plan: Plan, actors: Sequence[Actor], seconds: float, *, repaired: bool
     done = "repaired" if repaired else "not all repaired"
     message = f"drift {done} in {seconds * 1000:.0f} ms, changed by {by}: {many(len(lines), 'operation')}"
     if len(lines) == 1:
-        message += f": {lines[0][:LINE_SHOWN]}"
+        message += f": {cut(lines[0])}"
     named = {"LBD_ACTOR_PID": str(actors[0].pid), "LBD_ACTOR_PROCESS": actors[0].process} if actors else {}
     fields = {"LBD_ACTOR": by, **named, **_plan(plan), "LBD_SECONDS": f"{seconds:.3f}"}
     return Entry(message, entry.DRIFT, entry.WARNING, fields)

@@ -1,11 +1,22 @@
-"""How things are said: counts, and text from outside that is shown inside a line of ours."""
+"""How things are said: counts, lines that are cut, and text from outside that is shown inside ours."""
 
 from __future__ import annotations
+
+# What EPERM means, wherever the kernel says it.
+NEEDS_CAPABILITY = "lbd needs the capability CAP_NET_ADMIN in this network namespace"
+
+# What is shown of an operation: one with all elements of a map is for the kernel to read.
+LONGEST_LINE = 300
 
 
 def many(count: int, word: str) -> str:
     """Return "1 service", "2 services", "2 addresses"."""
     return f"{count} {word}" + ("" if count == 1 else "es" if word.endswith("s") else "s")
+
+
+def cut(line: str) -> str:
+    """Return a line that is too long to read as its beginning and its length."""
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]} ... ({len(line)} characters)"
 
 
 def printable(text: str) -> str:

@@ -37,6 +37,7 @@ from pyroute2.netlink.rtnl.rtmsg import RT_SCOPE_NOWHERE, RTNH_F_ONLINK, rtmsg
 
 from lbd.core.plan import satisfies
 from lbd.core.state import PROTOCOL, Address, LiveRoute, Route, RouteKey, Rule
+from lbd.core.words import NEEDS_CAPABILITY
 from lbd.host import sysctl
 from lbd.host.net_messages import (
     Names,
@@ -56,7 +57,7 @@ REPLACE = NLM_F_CREATE | NLM_F_REPLACE
 
 NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH)
 HINTS = {
-    errno.EPERM: "lbd needs the capability CAP_NET_ADMIN in this network namespace",
+    errno.EPERM: NEEDS_CAPABILITY,
     errno.ENETUNREACH: "the gateway is on no connected network",
     errno.EHOSTUNREACH: "the gateway is on no connected network",
     errno.ENETDOWN: "the interface is down; bring it up with `ip link set dev NAME up`",

@@ -21,11 +21,10 @@ from typing import Any
 import nftables
 
 from lbd.core.program import SCHEMA
+from lbd.core.words import NEEDS_CAPABILITY
 from lbd.host import netlink, nft_read
 
 LENGTH = struct.Struct("=I")
-
-NEEDED = "lbd needs the capability CAP_NET_ADMIN in this network namespace; root has it"
 
 
 def send(sock: socket.socket, value: object) -> None:
@@ -67,7 +66,7 @@ class Worker:
             return ("busy", str(error))
         except OSError as error:
             denied = error.errno in (errno.EPERM, errno.EACCES)
-            hint = f" ({NEEDED})" if denied else ""
+            hint = f" ({NEEDS_CAPABILITY})" if denied else ""
             return ("refused", f"nftables: {error.strerror}{hint}", denied)
 
     def _commit(self, text: str) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from lbd.core.words import NEEDS_CAPABILITY
 from lbd.reconcile import RefusedError
 
 ROOT = Path("/proc/sys")
@@ -19,8 +20,8 @@ TREES = ("net/ipv4/", "net/ipv6/")
 HINTS = {
     errno.EROFS: "/proc/sys is read-only here: a systemd unit needs ReadWritePaths=/proc/sys/net, a container"
     " needs /proc/sys/net writable or the value set from outside",
-    errno.EACCES: "lbd needs the capability CAP_NET_ADMIN in this network namespace",
-    errno.EPERM: "lbd needs the capability CAP_NET_ADMIN in this network namespace",
+    errno.EACCES: NEEDS_CAPABILITY,
+    errno.EPERM: NEEDS_CAPABILITY,
     errno.EINVAL: "the kernel does not take this value",
     errno.ENOENT: "there is no such setting; is the protocol disabled, or the interface gone?",
 }
