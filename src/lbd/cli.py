@@ -22,7 +22,7 @@ from lbd.core.words import NEEDS_CAPABILITY, cut, many, printable
 
 if TYPE_CHECKING:
     from lbd.core.plan import Plan
-    from lbd.core.state import Desired
+    from lbd.core.settings import Config
     from lbd.host.director import Director
 
 # A reload reads the file and may load ten thousand services; longer than that is a verdict in itself.
@@ -180,21 +180,23 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from lbd.core.desired import desired
     from lbd.reconcile import plan
 
-    wanted = _desired(arguments.config)
+    config = _load(arguments.config)
     with _director() as host:
-        found = plan(host, wanted)
+        found = plan(host, desired(config, host.observe(config)))
     _show_plan(found, arguments.output)
     return DIFFERENCES if found and arguments.exit_code else OK
 
 
 def _apply(arguments: argparse.Namespace) -> int:
+    from lbd.core.desired import desired
     from lbd.reconcile import reconcile, remove
 
-    wanted = None if arguments.remove else _desired(arguments.config)
+    config = None if arguments.remove else _load(arguments.config)
     with _claim(), _director() as host:
-        outcome = remove(host) if wanted is None else reconcile(host, wanted)
+        outcome = remove(host) if config is None else reconcile(host, desired(config, host.observe(config)))
     if outcome.plan or outcome.converged:
         _show_plan(outcome.plan, "text")
     if not outcome.converged:
@@ -202,13 +204,12 @@ def _apply(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _desired(path: Path) -> Desired:
-    from lbd.core.desired import desired
+def _load(path: Path) -> Config:
     from lbd.core.source import BadFileError
     from lbd.host import files
 
     try:
-        return desired(files.load(path))
+        return files.load(path)
     except BadFileError as error:
         raise ExitError(BAD_FILE, str(error)) from error
 
@@ -248,7 +249,8 @@ def _claim() -> Iterator[None]:
 
 def _show_plan(plan: Plan, output: str) -> None:
     if output == "json":
-        groups = {"before": plan.before, "swap": plan.swap, "collect": plan.collect, "after": plan.after}
+        names = ("before", "swap", "collect", "forget", "after")
+        groups = {name: getattr(plan, name) for name in names}
         print(
             json.dumps({name: list(map(str, ops)) for name, ops in groups.items()} | {"unsafe": plan.unsafe})
         )

@@ -17,7 +17,9 @@ from typing import Any
 
 import lbd
 from lbd.core import control, report
+from lbd.core.observed import next_deadline
 from lbd.core.pacer import Pacer, Reason
+from lbd.core.plan import Plan
 from lbd.core.report import Actor
 from lbd.core.settings import Config
 from lbd.core.state import Desired
@@ -30,12 +32,15 @@ from lbd.host.notify import Notify
 from lbd.host.serve import Answer, ControlServer, Request
 from lbd.host.store import Store
 from lbd.host.watch import FileWatch
-from lbd.intent import Intent
+from lbd.intent import InForce, Intent
 from lbd.packets import PacketPath
-from lbd.reconcile import Outcome, reconcile
+from lbd.reconcile import Outcome, RefusedError, reconcile
 
 # What makes us read the file again. A look for any other reason must not pick up a half-written one.
 FILE_REASONS: frozenset[Reason] = frozenset({"start", "file", "signal", "reload"})
+
+# After these, what packets have noted is looked at as well: clients of a backend that is gone.
+THOROUGH_REASONS: frozenset[Reason] = frozenset({"start", "audit", "signal", "reload"})
 
 # A look that takes longer than this hangs, and the service manager is not told any more that we are well.
 # Twice the worker's deadline, so that a hanging worker is replaced first.
@@ -198,29 +203,56 @@ class Daemon:
         if now is None:
             return
         before = self.outcome
-        outcome = self.outcome = await asyncio.to_thread(reconcile, self.director, now.desired)
+        wish, outcome = await asyncio.to_thread(self._bring, now.config, reasons)
+        self.outcome = outcome
         took = time.monotonic() - began
+        drifted = self._tell_look(now, wish, outcome, took, tell=tell)
+        if wish and outcome.undone is not None:
+            self.net_events.watched = frozenset(wish.routes)
+            self.applied, self.applied_digest, self.undone = wish, now.digest, outcome.undone
+        if outcome.problems and (before is None or outcome.problems != before.problems):
+            self.journal.send(report.failed(outcome.problems))
+        if outcome.converged:
+            await self._converged(reasons)
+        self.pacer.done(time.monotonic(), converged=outcome.converged, drift=drifted)
+        self._await_deadline(now.config)
+
+    def _tell_look(
+        self, now: InForce, wish: Desired | None, outcome: Outcome, took: float, *, tell: bool
+    ) -> bool:
+        """Tell the journal what came of a look; return whether somebody had changed the host."""
         # Also who came while we looked: what they did may be what was repaired.
         self._ruleset_changed()
         self._sift_commits()
         actors, self.actors = self.actors, []
         # The same is asked for as at the last look, and yet there is more to do than was left undone then:
         # somebody else changed the host.
-        left = self.undone if self.applied is now.desired else None
-        drifted = left is not None and outcome.goes_beyond(left)
-        if left is not None and drifted:
+        left = self.undone if wish is not None and self.applied is wish else None
+        news = self.intent.news()
+        if left is not None and outcome.goes_beyond(left):
             self._note_drift(outcome, actors, took, repaired=outcome.is_back_to(left))
-        elif outcome.undone is not None and (
-            now.digest != self.applied_digest or (tell and not self.intent.refusal)
-        ):
+            return True
+        if outcome.undone is None:
+            return False
+        if now.digest != self.applied_digest or (tell and not self.intent.refusal):
             self.journal.send(report.applied(outcome.plan, str(self.intent.path), now.digest, took))
-        if outcome.undone is not None:
-            self.applied, self.applied_digest, self.undone = now.desired, now.digest, outcome.undone
-        if outcome.problems and (before is None or outcome.problems != before.problems):
-            self.journal.send(report.failed(outcome.problems))
-        if outcome.converged:
-            await self._converged(reasons)
-        self.pacer.done(time.monotonic(), converged=outcome.converged, drift=drifted)
+        elif news:
+            self.journal.send(report.adapted(outcome.plan, news, took))
+        return False
+
+    def _await_deadline(self, config: Config) -> None:
+        now = datetime.now(UTC)
+        if deadline := next_deadline(config, now):
+            self.pacer.later("deadline", time.monotonic() + (deadline - now).total_seconds())
+
+    def _bring(self, config: Config, reasons: frozenset[Reason]) -> tuple[Desired | None, Outcome]:
+        """Look at the host and bring it to what the file asks for, given what it is like. Blocks."""
+        try:
+            observed = self.director.observe(config)
+        except RefusedError as error:
+            return None, Outcome(Plan(), (str(error),), permission=error.permission)
+        wish = self.intent.wish(observed)
+        return wish, reconcile(self.director, wish, thorough=bool(reasons & THOROUGH_REASONS))
 
     async def _read_file(self, reasons: frozenset[Reason], began: float) -> None:
         reading = await asyncio.to_thread(self.intent.read, began, patient=reasons == {"file"})
@@ -231,7 +263,6 @@ class Daemon:
         self.watch.paths = self.intent.watched
         if now := self.intent.now:
             self.pacer.audit = now.config.director.audit
-            self.net_events.watched = frozenset(now.desired.routes)
             self.packets.follow(now.config)
 
     async def _converged(self, reasons: frozenset[Reason]) -> None:
@@ -257,7 +288,7 @@ class Daemon:
     def _standing(self) -> Standing:
         outcome, now, refusal = self.outcome, self.intent.now, self.intent.refusal
         problems = outcome.problems if outcome else ()
-        state: State = "converged" if now and self.applied is now.desired else "converging"
+        state: State = "converged" if now and self.applied_digest == now.digest else "converging"
         return Standing(
             state="degraded" if refusal or problems else state,
             path=str(self.intent.path),

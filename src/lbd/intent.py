@@ -5,7 +5,7 @@ It blocks on the disk, so the daemon calls it on a thread of its own; what is to
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from lbd.core import report
 from lbd.core.config import parse
 from lbd.core.desired import desired
 from lbd.core.entry import Entry
+from lbd.core.observed import Observed, changes
 from lbd.core.settings import Config
 from lbd.core.source import BadFileError, Source
 from lbd.core.state import Desired
@@ -26,10 +27,9 @@ SECOND_LOOK = 2.0
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """A configuration that was read and is to be the host's state; `digest` is of its sources."""
+    """A configuration that was read and is to be in force; `digest` is of its sources."""
 
     config: Config
-    desired: Desired
     sources: tuple[Source, ...]
     digest: str
 
@@ -51,6 +51,10 @@ class Intent:
         self.refusal: BadFileError | None = None
         self.watched: tuple[Path, ...] = ()
         self._suspect_since: float | None = None
+        # What was last asked for, and of what it was made.
+        self._wish = Desired()
+        self._made_of: tuple[Config, Observed] | None = None
+        self._news: tuple[str, ...] = ()
 
     def read(self, at: float, *, patient: bool) -> Reading:
         """Read the file at the monotonic time `at`.
@@ -72,6 +76,28 @@ class Intent:
         self._suspect_since = self.refusal = None
         return Reading()
 
+    def wish(self, observed: Observed) -> Desired:
+        """Return what is to be the host's state, given what is observed of it.
+
+        The same object as before when nothing of it has changed: what was applied is still what is wanted.
+        """
+        assert self.now is not None
+        config = self.now.config
+        known = self._made_of
+        if known is None or known[0] is not config or known[1] != observed:
+            new = desired(config, observed)
+            if known is not None and known[0] is config:
+                self._news = changes(known[1], observed)
+            if known is None or new != self._wish:
+                self._wish = new
+            self._made_of = (config, observed)
+        return self._wish
+
+    def news(self) -> tuple[str, ...]:
+        """Return, once, what was observed of the host that changed what is asked for, in words."""
+        told, self._news = self._news, ()
+        return told
+
     def keep(self) -> Reading:
         """Keep what is in force as the last good version."""
         if not self.now:
@@ -86,11 +112,7 @@ class Intent:
         if self.now and sources == self.now.sources:
             # Ten thousand services take a second to read.
             return
-        new = build(sources)
-        if self.now and self.now.desired == new.desired:
-            # Only words changed. Kept as the same object: what was applied is still what is wanted.
-            new = replace(new, desired=self.now.desired)
-        self.now = new
+        self.now = build(sources)
 
     def _refuse(self, error: BadFileError) -> tuple[Entry, ...]:
         news = self.refusal is None or str(self.refusal) != str(error)
@@ -118,4 +140,4 @@ def build(sources: tuple[Source, ...]) -> InForce:
     text = "\0".join(f"{source.path}\0{source.text}" for source in sources)
     # The bytes of a path that are no text are surrogates here.
     digest = sha256(text.encode(errors="surrogateescape"))
-    return InForce(config, desired(config), sources, digest.hexdigest())
+    return InForce(config, sources, digest.hexdigest())

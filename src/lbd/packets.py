@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from lbd.core import report
+from lbd.core.desired import wheres
 from lbd.core.entry import Entry
-from lbd.core.packet import Paths
-from lbd.core.settings import Config, Service
+from lbd.core.packet import End, Paths
+from lbd.core.settings import EVERY_PORT, Config, Service
 from lbd.host.nflog import NfLog
 
 
@@ -53,13 +54,12 @@ class PacketPath:
                 self.say(report.packet(seen, *self.paths.explain(seen)))
 
 
-def _rows(service: Service) -> list[tuple[str, str, tuple[str, int], list[tuple[str, int]]]]:
-    return [
-        (
+def _rows(service: Service) -> Iterator[tuple[str, End, list[End]]]:
+    for where, listen in wheres(service):
+        backends = [b for b in (*service.backends, *service.sorry) if b.family == where.family]
+        found = [(str(b.address), b.ports_behind(listen) if listen else EVERY_PORT) for b in backends]
+        yield (
             service.name,
-            listen.protocol,
-            (str(listen.address), listen.port),
-            [(str(backend.address), backend.port_behind(listen)) for backend in service.backends],
+            End(where.protocol, where.address, where.ports.low, where.ports.high),
+            [End(where.protocol, address, ports.low, ports.high) for address, ports in found],
         )
-        for listen in service.listen
-    ]

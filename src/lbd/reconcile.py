@@ -26,8 +26,11 @@ class RefusedError(Exception):
 class Host(Protocol):
     """What reconcile needs of a host. Nothing here decides."""
 
-    def read(self, desired: Desired) -> Live:
-        """Return what there is of ours, and what stands where `desired` wants something."""
+    def read(self, desired: Desired, *, learned: bool = False) -> Live:
+        """Return what there is of ours, and what stands where `desired` wants something.
+
+        What packets have noted is only read when asked for: there may be hundreds of thousands of notes.
+        """
 
     def commit(self, ops: Sequence[NftOp]) -> int:
         """Do all of `ops` in one nftables transaction, or none and raise RefusedError.
@@ -86,17 +89,20 @@ def plan(host: Host, desired: Desired) -> Plan:
     return diff(host.read(desired), desired)
 
 
-def reconcile(host: Host, desired: Desired) -> Outcome:
-    """Bring the host to `desired` and say what it took. Converged twice in a row takes nothing."""
+def reconcile(host: Host, desired: Desired, *, thorough: bool = True) -> Outcome:
+    """Bring the host to `desired` and say what it took. Converged twice in a row takes nothing.
+
+    What packets have noted is looked at after every change of the rules, and else only if `thorough`.
+    """
     try:
-        return _reconcile(host, desired)
+        return _reconcile(host, desired, learned=thorough and bool(desired.table.learned))
     except RefusedError as error:
         # Not even reading was possible: what was done before it is for the next look to find.
         return Outcome(Plan(), (str(error),), permission=error.permission)
 
 
-def _reconcile(host: Host, desired: Desired) -> Outcome:
-    live = host.read(desired)
+def _reconcile(host: Host, desired: Desired, *, learned: bool) -> Outcome:
+    live = host.read(desired, learned=learned)
     todo = diff(live, desired)
     if not todo:
         return Outcome(todo, undone=(), generation=live.generation, elements=_count(live))
@@ -107,10 +113,18 @@ def _reconcile(host: Host, desired: Desired) -> Outcome:
     if swapped:
         run.transaction(todo.collect)
         run.each(todo.after)
-    live = host.read(desired)
+    live = host.read(desired, learned=bool(desired.table.learned))
     if swapped and any(isinstance(op, AddRule) for op in todo.swap):
         live = run.learn(desired, live)
-    undone = diff(live, desired).lines()
+    rest = diff(live, desired)
+    if swapped and rest.forget:
+        # Only now: until the new rules were in place, packets noted what the old ones did.
+        todo = replace(todo, forget=rest.forget)
+        for op in rest.forget:
+            run.transaction([op])
+        live = host.read(desired, learned=True)
+        rest = diff(live, desired)
+    undone = rest.lines()
     # What the kernel refused is told as such, not as what is left.
     left = () if run.refused else undone
     return Outcome(todo, tuple(run.refused), left, undone, run.permission, live.generation, _count(live))

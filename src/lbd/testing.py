@@ -11,13 +11,14 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv6Address, ip_interface
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface
 from typing import TypeVar
 
 from lbd.core.ops import (
     AddAddress,
     AddChain,
     AddElements,
+    AddLimit,
     AddMap,
     AddPolicyRule,
     AddRoute,
@@ -26,6 +27,7 @@ from lbd.core.ops import (
     DeleteAddress,
     DeleteChain,
     DeleteElements,
+    DeleteLimit,
     DeleteMap,
     DeletePolicyRule,
     DeleteRoute,
@@ -75,12 +77,14 @@ class _Ruleset:
     chains: dict[str, _Chain] = field(default_factory=dict)
     maps: dict[str, Map] = field(default_factory=dict)
     elements: dict[str, dict[str, str]] = field(default_factory=dict)
+    limits: dict[str, str] = field(default_factory=dict)
 
     def copy(self) -> _Ruleset:
         return _Ruleset(
             {name: _Chain(chain.hook, list(chain.rules)) for name, chain in self.chains.items()},
             dict(self.maps),
             {name: dict(items) for name, items in self.elements.items()},
+            dict(self.limits),
         )
 
     def targets(self) -> set[str]:
@@ -111,10 +115,10 @@ class FakeHost:
         self.applied: list[str] = []
         self.fail: Callable[[Sequence[NftOp] | HostOp], None] = lambda _: None
 
-    def read(self, desired: Desired) -> Live:
+    def read(self, desired: Desired, *, learned: bool = False) -> Live:
         """Return what is ours, and what stands where `desired` wants something."""
         return Live(
-            table=self._table(),
+            table=self._table(learned=learned),
             addresses={a: ours for a, ours in self.addresses.items() if ours or a in desired.addresses},
             routes={
                 key: live
@@ -131,13 +135,15 @@ class FakeHost:
             generation=self.generation,
         )
 
-    def _table(self) -> LiveTable | None:
+    def _table(self, *, learned: bool) -> LiveTable | None:
         if self.ruleset is None:
             return None
         chains = {n: LiveChain(tuple(map(digest, c.rules)), c.hook) for n, c in self.ruleset.chains.items()}
         # How a map was declared cannot be read back from the kernel.
         maps = {name: replace(shape, typeof="") for name, shape in self.ruleset.maps.items()}
-        return LiveTable(chains, maps, self.ruleset.copy().elements)
+        hidden = {name for name, shape in maps.items() if shape.learned and not (learned and shape.data)}
+        elements = {name: items for name, items in self.ruleset.copy().elements.items() if name not in hidden}
+        return LiveTable(chains, maps, elements, dict(self.ruleset.limits))
 
     def commit(self, ops: Sequence[NftOp]) -> int:
         """Do all of `ops`, or none."""
@@ -252,6 +258,18 @@ def _step(  # noqa: C901, PLR0912 - one case for each operation
             del ruleset.maps[name], ruleset.elements[name]
         case AddElements(name, _, items):
             _add(ruleset, name, items, op)
+        case AddLimit(name, rate):
+            # nft's `add` takes a name that is there, and keeps the rate it had; a plan never does that.
+            if name in ruleset.limits:
+                raise _refuse(op, "File exists")
+            ruleset.limits[name] = rate
+        case DeleteLimit(name):
+            _there(ruleset.limits, name, op)
+            if any(
+                name in ruleset.elements[n].values() for n, m in ruleset.maps.items() if m.data == "limit"
+            ):
+                raise _refuse(op, "Device or resource busy")
+            del ruleset.limits[name]
         case DeleteElements(name, _, keys):
             elements = _there(ruleset.elements, name, op)
             for key in keys:
@@ -263,12 +281,16 @@ def _step(  # noqa: C901, PLR0912 - one case for each operation
 def _add(ruleset: _Ruleset, name: str, items: Sequence[tuple[str, str]], op: NftOp) -> None:
     elements, shape = _there(ruleset.elements, name, op), ruleset.maps[name]
     for key, data in items:
-        fits = _fits(key, shape.key) and (shape.data == "verdict" or _fits(data, shape.data))
+        fits = _fits(key, shape.key, interval=shape.interval) and (
+            isinstance(shape.data, str) or _fits(data, shape.data)
+        )
         if not fits:
             raise _refuse(op, f"syntax error at {key} : {data}")
         if elements.get(key, data) != data:
             raise _refuse(op, "File exists")
         elements[key] = data
+        if shape.data == "limit":
+            _there(ruleset.limits, data, op)
     for verdict in {data for _, data in items} if shape.data == "verdict" else ():
         _reachable(ruleset, verdict, op)
     if len(elements) > shape.size:
@@ -292,18 +314,34 @@ def _reachable(ruleset: _Ruleset, text: str, op: NftOp) -> None:
 FIELDS: dict[FieldType, Callable[[str], bool]] = {
     "ipv4_addr": lambda text: str(IPv4Address(text)) == text,
     "ipv6_addr": lambda text: str(IPv6Address(text)) == text,
-    "inet_proto": {"tcp", "udp"}.__contains__,
+    "inet_proto": {"tcp", "udp", "sctp"}.__contains__,
     "inet_service": lambda text: str(int(text)) == text and int(text) < 1 << 16,
     "ifname": lambda text: 0 < len(text) < 16,  # noqa: PLR2004 - IFNAMSIZ
+    "mark": lambda text: f"{int(text, 16):#010x}" == text,
     "index": lambda text: str(int(text)) == text,
+}
+PREFIXES: dict[FieldType, type[IPv4Network | IPv6Network]] = {
+    "ipv4_addr": IPv4Network,
+    "ipv6_addr": IPv6Network,
 }
 
 
-def _fits(text: str, fields: tuple[FieldType, ...]) -> bool:
+def _fits(text: str, fields: tuple[FieldType, ...], *, interval: bool = False) -> bool:
     words = text.split(" . ") if text else []
+    fits = _fits_range if interval else _fits_one
     try:
-        return len(words) == len(fields) and all(
-            FIELDS[field](word) for field, word in zip(fields, words, strict=True)
-        )
+        return len(words) == len(fields) and all(map(fits, fields, words))
     except ValueError:
         return False
+
+
+def _fits_one(kind: FieldType, word: str) -> bool:
+    return FIELDS[kind](word)
+
+
+def _fits_range(kind: FieldType, word: str) -> bool:
+    if "/" in word:
+        network = PREFIXES[kind](word)
+        return str(network) == word and network.prefixlen < network.max_prefixlen
+    low, dash, high = word.partition("-") if kind == "inet_service" else (word, "", "")
+    return FIELDS[kind](low) and (not dash or (FIELDS[kind](high) and int(low) < int(high)))

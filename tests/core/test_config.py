@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Callable
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 
@@ -11,11 +12,17 @@ from hypothesis import strategies as st
 
 from lbd.core.config import includes, parse
 from lbd.core.settings import (
+    Access,
     AddressEntry,
     Backend,
     Config,
     Director,
+    Limits,
     Listen,
+    Persistence,
+    Pin,
+    Ports,
+    Rate,
     ReturnPath,
     RouteEntry,
     RuleEntry,
@@ -41,6 +48,9 @@ forwarding = true
 log_target = "kernel"
 log_group = 5
 audit = "2m"
+ssh_ports = [22, 2222]
+mark_mask = 0xff
+devices = ["eth0", "eth1"]
 [defaults]
 scheduler = "random"
 return_path = "masquerade"
@@ -52,17 +62,33 @@ listen = ["192.168.18.58:8888", "[2001:db8::1]:53/udp"]
 interface = "eth0"
 scheduler = "round-robin"
 return_path = "gateway"
+persistence = { timeout = "10m", prefix_v4 = 24 }
+pin = [{ client = "198.51.100.7", backend = "192.168.2.73:9999" }]
+allow = ["198.51.100.0/24", "2001:db8:9::/48"]
+deny = ["198.51.100.8"]
+refuse = "reject"
+limits = { new_per_second = 1000, client_connections = 20 }
 when_empty = "reject"
+sorry_server = "192.168.2.80:80"
+offload = true
 log = "path"
+ssh = false
 backends = [
   "192.168.2.73:9999", "192.168.2.75", "[2001:db8::2]",
-  { address = "192.168.2.74:9999", weight = 0, state = "drain", backup = false },
+  { address = "192.168.2.74:9999", weight = 0, state = "drain", backup = 2 },
 ]
 [[service]]
 name = "api.v2_x-1"
 listen = "192.168.18.58:8888/udp"
 return_path = "gateway"
 backends = []
+[[service]]
+name = "marked"
+mark = 7
+scheduler = "maglev"
+hash = ["source-address"]
+table_size = 251
+backends = ["192.168.2.76"]
 [[address]]
 address = "192.168.18.58/24"
 interface = "eth0"
@@ -106,8 +132,8 @@ def test_the_five_lines():
         services=(
             Service(
                 name="web",
-                listen=(Listen(ip_address("192.168.18.58"), 8888),),
-                backends=(Backend(ip_address("192.168.2.73"), 9999),),
+                listen=(Listen(ip_address("192.168.18.58"), Ports(8888, 8888)),),
+                backends=(Backend(ip_address("192.168.2.73"), Ports(9999, 9999)),),
                 interface="eth0",
             ),
         )
@@ -116,26 +142,43 @@ def test_the_five_lines():
 
 def test_every_key_that_is_built():
     config = read(FULL)
-    assert config.director == Director(forwarding=True, log_target="kernel", log_group=5, audit=120.0)
-    web, api = config.services
+    assert config.director == Director(
+        forwarding=True,
+        log_target="kernel",
+        log_group=5,
+        audit=120.0,
+        ssh_ports=(22, 2222),
+        mark_mask=0xFF,
+        devices=("eth0", "eth1"),
+    )
+    web, api, marked = config.services
     assert web == Service(
         name="web",
         listen=(
-            Listen(ip_address("192.168.18.58"), 8888, "tcp"),
-            Listen(ip_address("2001:db8::1"), 53, "udp"),
+            Listen(ip_address("192.168.18.58"), Ports(8888, 8888), "tcp"),
+            Listen(ip_address("2001:db8::1"), Ports(53, 53), "udp"),
         ),
         backends=(
-            Backend(ip_address("192.168.2.73"), 9999),
+            Backend(ip_address("192.168.2.73"), Ports(9999, 9999)),
             Backend(ip_address("192.168.2.75"), None),
             Backend(ip_address("2001:db8::2"), None),
-            Backend(ip_address("192.168.2.74"), 9999, weight=0, state="drain"),
+            Backend(ip_address("192.168.2.74"), Ports(9999, 9999), weight=0, state="drain", backup=2),
         ),
         interface="eth0",
         scheduler="round-robin",
         return_path=ReturnPath("gateway"),
+        persistence=Persistence(600.0, 24, 128),
+        pins=(Pin(ip_network("198.51.100.7"), Backend(ip_address("192.168.2.73"), Ports(9999, 9999))),),
+        allow=Access((ip_network("198.51.100.0/24"), ip_network("2001:db8:9::/48"))),
+        deny=Access((ip_network("198.51.100.8"),)),
+        refusal="reject",
+        limits=Limits(new=Rate(1000, 1000), client_connections=20),
         when_empty="reject",
+        sorry=(Backend(ip_address("192.168.2.80"), Ports(80, 80)),),
+        offload=True,
         log="path",
     )
+    assert (marked.mark, marked.listen, marked.hash, marked.table_size) == (7, (), ("source-address",), 251)
     assert (api.scheduler, api.when_empty, api.log, api.backends) == ("random", "drop", "new", ())
     assert config.addresses == (AddressEntry(ip_interface("192.168.18.58/24"), "eth0"),)
     assert config.routes == (
@@ -160,7 +203,7 @@ def test_values_are_written_as_the_file_writes_them():
     web = read(FULL).services[0]
     assert [str(listen) for listen in web.listen] == ["192.168.18.58:8888", "[2001:db8::1]:53/udp"]
     assert [str(b) for b in web.backends[:3]] == ["192.168.2.73:9999", "192.168.2.75", "[2001:db8::2]"]
-    assert str(ReturnPath("snat", ip_address("203.0.113.5"))) == "snat:203.0.113.5"
+    assert str(ReturnPath("snat", (ip_address("203.0.113.5"),))) == "snat:203.0.113.5"
 
 
 @pytest.mark.parametrize(
@@ -170,7 +213,7 @@ def test_values_are_written_as_the_file_writes_them():
         ('[director]\nreturn_path = "masquerade"', "", ReturnPath("masquerade")),
         ('[defaults]\nreturn_path = "masquerade"', "", ReturnPath("masquerade")),
         ('[defaults]\nreturn_path = "masquerade"', 'return_path = "gateway"', ReturnPath("gateway")),
-        ("", 'return_path = "snat:203.0.113.5"', ReturnPath("snat", ip_address("203.0.113.5"))),
+        ("", 'return_path = "snat:203.0.113.5"', ReturnPath("snat", (ip_address("203.0.113.5"),))),
     ],
 )
 def test_return_path_of_a_service_comes_before_the_defaults(top: str, own: str, expected: ReturnPath):
@@ -245,7 +288,8 @@ def test_what_is_wrong_in_itself_is_not_compared_with_others():
 def test_includes_are_read_from_a_file_with_other_mistakes():
     assert includes(Source("f", 'include = ["a", "lbd.d/*.toml"]\nbogus = 1')) == ("a", "lbd.d/*.toml")
     assert includes(Source("f", "")) == ()
-    for bad in ("include = [1]", "include = 'x'", 'include = ["/etc/*"]', "["):
+    assert includes(Source("f", '"\\u0069nclude" = ["a"]')) == ("a",)
+    for bad in ("include = [1]", "include = 'x'", 'include = ["/etc/*"]', "include = ["):
         with pytest.raises(BadFileError):
             includes(Source("f", bad))
 
@@ -259,8 +303,12 @@ def test_includes_are_read_from_a_file_with_other_mistakes():
         ('[[service]]\nname = """\na\nb"""', '"""'),
         ("[[service]]\nbackends = ['é', {address = 'é', weight = -1}]", "-1"),
         ("[[service]]\nbackends = ['é', {address = 'é', wight = 1}]", "wight"),
-        ("[[service]]\nlimits = { new_per_second = 5 }", "5"),
-        ("[[service]]\nlimits.new_per_second = 5", "5"),
+        ("[[service]]\nlimits = { new_per_second = 0 }", "0"),
+        ("[[service]]\nlimits.new_per_second = 0", "0"),
+        ("[[service]]\nlimits.new_burst = 5", "5"),
+        ("[[service]]\nallow = ['10.0.0.0/8', 'é']", "'é'"),
+        ("[[service]]\nbackends = []\n[[service.pin]]\nclient = 'é'\nbackend = '192.0.2.1'", "'é'"),
+        ("[[service]]\n[service.persistence]\ntimeout = '0s'", "'0s'"),
         ("[[service]]\n  [service.limits]\n  x = 5", "x"),
         ("[[service]]\n[service.limit]\nx = 5", "[service.limit]"),
         ("[director]\nforwarding = 0x1", "0x1"),
@@ -403,13 +451,30 @@ def test_any_value_of_any_key_is_read_or_refused_where_it_stands(which: int, val
     assert all(found.line is not None for found in outcome(text))
 
 
-def test_the_cost_does_not_grow_with_the_square():
+ENTRY = '[[service]]\nname = "s{0}"\nlisten = "{1}"\nbackends = ["{2}"]\n'
+LARGE = {
+    "services": lambda n: "".join(ENTRY.format(i, f"10.1.{i}.1:80", f"10.2.{i}.1:80") for i in range(n)),
+    "ports of one address": lambda n: "".join(
+        ENTRY.format(i, f"10.1.0.1:{1000 + i}", f"10.1.0.1:{2000 + i}") for i in range(n)
+    ),
+    "ranges of one address": lambda n: "".join(
+        ENTRY.format(i, f"10.1.0.1:{1000 + 9 * i}-{1005 + 9 * i}", "10.2.0.1") for i in range(n)
+    ),
+    "keys of one service": lambda n: (
+        ENTRY.format(0, "10.1.0.1:80", '", "'.join(f"10.2.{i}.1" for i in range(n)))
+        + f"allow = {[f'10.3.{i}.0/24' for i in range(n)]}\n"
+        + f"deny = {[f'10.3.{i}.1' for i in range(n)]}\n"
+        + "".join(f"[[service.pin]]\nclient = '10.3.{i}.1'\nbackend = '10.2.{i}.1'\n" for i in range(n))
+    ),
+}
+
+
+@pytest.mark.parametrize("text", LARGE.values(), ids=LARGE)
+def test_the_cost_does_not_grow_with_the_square(text: Callable[[int], str]):
     """Counted in calls rather than seconds: four times the services may make four times the calls."""
 
-    def calls(services: int) -> int:
-        entry = '[[service]]\nname = "s{0}"\nlisten = "10.1.{0}.1:80"\nbackends = ["10.2.{0}.1:80"]\n'
-        text = "".join(entry.format(i) for i in range(services))
-        source = Source("f", text)
+    def calls(size: int) -> int:
+        source = Source("f", text(size))
         count = 0
 
         def on_event(_frame: object, event: str, _arg: object) -> None:

@@ -8,7 +8,8 @@ from lbd.core.desired import desired
 from lbd.core.slots import MOST
 from lbd.core.source import Source
 from lbd.core.state import Address, Desired, Route, RouteKey, Rule
-from strategies import configs, toml
+from strategies import configs
+from written import sources
 
 IPV4, IPV6 = "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"
 
@@ -23,10 +24,10 @@ def service(**keys):
     return "[[service]]\n" + "".join(f"{key} = {value}\n" for key, value in said.items())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(configs())
 def test_the_configurations_that_the_other_tests_draw_are_valid(config):
-    assert parse(Source("lbd.toml", toml(config))) == config
+    assert parse(*sources(config)) == config
 
 
 @settings(max_examples=30, deadline=None)

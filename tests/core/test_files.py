@@ -1,6 +1,8 @@
 """The files of the configuration as they are on disk: what is read, and what is refused without a wait."""
 
 import glob
+import hashlib
+import json
 import os
 import socket
 from contextlib import suppress
@@ -8,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lbd.core.source import BadFileError
+from lbd.core.memory import decode_sources, encode_sources
+from lbd.core.source import BadFileError, Source
 from lbd.host import files
 
 WEB = '[[service]]\nname = "web"\nlisten = "192.0.2.1:80"\nbackends = ["198.51.100.1:80"]\n'
@@ -77,6 +80,98 @@ def test_a_relative_path(main: Path, monkeypatch: pytest.MonkeyPatch):
     found = files.read(Path("lbd.toml"))
     assert [source.path for source in found.sources] == ["lbd.toml", "lbd.d/a.toml"]
     assert found.watched == (main, main.parent / "lbd.d" / "*.toml")
+
+
+LISTED = WEB + 'allow = [{ file = "lists/a.txt" }, { file = "/nowhere/b.txt" }]\n'
+
+
+def prefixes(main: Path, text: str) -> Path:
+    path = main.parent / "lists" / "a.txt"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_files_of_prefixes_are_read_and_watched(main: Path):
+    path = prefixes(main, "10.0.0.0/8\n")
+    drop_in(main, "a.toml", 1).write_text(LISTED.replace(', { file = "/nowhere/b.txt" }', ""))
+    main.write_text('include = ["lbd.d/*"]\n[defaults]\ndeny = [{ file = "./lists/a.txt" }]\n')
+    found = files.read(main)
+    assert [(source.path, source.kind) for source in found.sources] == [
+        (str(main), "toml"),
+        (str(main.parent / "lbd.d" / "a.toml"), "toml"),
+        (str(path), "prefixes"),
+    ]
+    assert found.watched == (main, main.parent / "lbd.d" / "*", path)
+    (service,) = files.load(main).services
+    assert service.allow == service.deny
+    assert service.deny.files[0].path == str(path)
+
+
+def test_what_was_read_is_kept_whole(main: Path):
+    prefixes(main, "10.0.0.0/8\n")
+    main.write_text(LISTED.replace(', { file = "/nowhere/b.txt" }', ""))
+    sources = files.read(main).sources
+    assert decode_sources(encode_sources(sources)) == sources
+    text = encode_sources(sources[:1])
+    body = [{"path": str(main), "text": WEB}]
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    older = json.dumps(json.loads(text) | {"body": body, "sha256": digest})
+    assert decode_sources(older) == (Source(str(main), WEB),)
+    body[0]["kind"] = "bogus"
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    with pytest.raises(ValueError, match="bogus"):
+        decode_sources(json.dumps(json.loads(text) | {"body": body, "sha256": digest}))
+
+
+def test_a_file_of_prefixes_that_cannot_be_read_is_watched_and_refused_where_it_is_named(main: Path):
+    (main.parent / "lists" / "a.txt").mkdir(parents=True)
+    main.write_text(LISTED)
+    assert files.read(main).watched == (main, main.parent / "lists" / "a.txt", Path("/nowhere/b.txt"))
+    with pytest.raises(BadFileError) as refused:
+        files.load(main)
+    first, second = refused.value.problems
+    assert (first.path, first.line, first.column) == (str(main), 5, 10)
+    assert first.message == (f'service "web": allow: {main.parent}/lists/a.txt: is a directory, not a file')
+    assert second.message == (
+        'service "web": allow: /nowhere/b.txt: cannot be read: No such file or directory'
+    )
+
+
+def test_a_file_of_prefixes_with_bytes_that_are_no_text(main: Path):
+    path = prefixes(main, "")
+    path.write_bytes(b"10.0.0.0/8\n10.\xff")
+    main.write_text(LISTED.replace(', { file = "/nowhere/b.txt" }', ""))
+    with pytest.raises(BadFileError) as refused:
+        files.load(main)
+    assert refused.value.problems[0].message == (
+        f'service "web": allow: {path}:2:4: not UTF-8 text: byte 0xff'
+    )
+
+
+@pytest.mark.timeout(10)
+def test_files_of_prefixes_are_bounded_with_all_others(main: Path, monkeypatch: pytest.MonkeyPatch):
+    path = prefixes(main, "10.0.0.0/8\n")
+    main.write_text(LISTED.replace(', { file = "/nowhere/b.txt" }', ""))
+    together = sum(each.stat().st_size for each in (main, path))
+    monkeypatch.setattr(files, "LARGEST", together)
+    assert files.load(main)
+    monkeypatch.setattr(files, "LARGEST", together - 1)
+    with pytest.raises(BadFileError, match="is too large"):
+        files.load(main)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(BadFileError, match="is a FIFO"):
+        files.load(main)
+
+
+def test_a_file_of_prefixes_with_wildcards_in_its_name(main: Path):
+    path = main.parent / "a[b]*.txt"
+    path.write_text("10.0.0.0/8")
+    main.write_text(WEB + 'deny = [{ file = "a[b]*.txt" }]\n')
+    found = files.read(main)
+    assert glob.glob(str(found.watched[1])) == [str(path)]  # noqa: PTH207 - as a watcher
+    assert files.load(main).services[0].deny.files
 
 
 @pytest.mark.parametrize("text", ["", "[", 'include = "x"', "[[service]]\nbogus = 1"])

@@ -1,24 +1,43 @@
-"""What the file means: from a Config to the Desired state of the host."""
+"""What the file means: from a Config, and what is observed of the host, to the Desired state of the host."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from lbd.core.program import Family, LogTo, Target, Virtual, build
-from lbd.core.program import Listen as Endpoint
-from lbd.core.settings import AddressEntry, Config, Listen, RouteEntry, RuleEntry, Service
+from lbd.core.observed import Observed, name
+from lbd.core.program import LogTo, Surroundings, build
+from lbd.core.settings import (
+    AddressEntry,
+    Backend,
+    Config,
+    Family,
+    Listen,
+    Network,
+    RouteEntry,
+    RuleEntry,
+    Service,
+)
+from lbd.core.shape import FAMILIES, Where
 from lbd.core.slots import reduce
 from lbd.core.state import Address, Desired, Route, Rule
+from lbd.core.virtual import Target, Virtual
 
 FORWARDING: dict[Family, str] = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 
 
-def desired(config: Config) -> Desired:
+def desired(config: Config, observed: Observed | None = None) -> Desired:
     """Return the state that `config` asks for."""
-    virtuals = [virtual for service in config.services for virtual in _virtuals(service)]
+    observed = observed or Observed()
+    virtuals = [v for service in config.services for v in virtuals_of(service, observed)]
+    director = config.director
+    around = Surroundings(
+        LogTo(director.log_target, director.log_group),
+        director.mark_mask,
+        tuple(sorted(_neighbours(config, observed), key=str)),
+    )
     routes = {route.key: route for route in map(_route, config.routes)}
     return Desired(
-        table=build(virtuals, LogTo(config.director.log_target, config.director.log_group)),
+        table=build(virtuals, around),
         addresses=frozenset(map(_interface_address, config.addresses)),
         routes=routes,
         replace=frozenset(_route(entry).key for entry in config.routes if entry.replace),
@@ -27,36 +46,91 @@ def desired(config: Config) -> Desired:
     )
 
 
-def _virtuals(service: Service) -> Iterable[Virtual]:
-    for listen in service.listen:
-        family = _family(listen)
-        backends = {
-            Target(str(backend.address), backend.port_behind(listen)): backend
-            for backend in service.backends
-            if backend.address.version == family
-        }
-        path = service.return_path
+def in_use(service: Service, observed: Observed) -> tuple[Backend, ...]:
+    """Return the backends that take new connections now: the first that can of the pools, by priority."""
+    able = [b for b in service.backends if b.in_rotation and name(service, b) not in observed.full]
+    first = min((b.backup for b in able), default=None)
+    return tuple(b for b in able if b.backup == first) if able else service.sorry
+
+
+def _may_stay(service: Service, backend: Backend, observed: Observed) -> bool:
+    """Tell whether a backend out of rotation keeps the clients that are with it: a drained or a full one."""
+    if name(service, backend) in observed.expired:
+        return False
+    return backend.state == "drain" or (
+        backend.state == "up" and (not backend.weight or name(service, backend) in observed.full)
+    )
+
+
+def virtuals_of(service: Service, observed: Observed) -> Iterator[Virtual]:
+    """Give the listen addresses of a service, each with the backends that stand behind it now."""
+    active = in_use(service, observed)
+    waiting = tuple(b for b in service.backends if _may_stay(service, b, observed))
+    for where, listen in wheres(service):
+        family = where.family
+
+        def targets(
+            backends: Iterable[Backend], listen: Listen | None = listen, family: int = family
+        ) -> dict[Target, int]:
+            return {_target(b, listen): _weight(service, b, observed) for b in backends if b.family == family}
+
+        # All of the file, also those of other pools: the size of a table is not to change with them.
+        weights = {_target(b, listen): b.weight for b in service.backends if b.family == family}
+        takers = targets(active)
         yield Virtual(
-            listen=Endpoint(family, listen.protocol, str(listen.address), listen.port),
-            targets={target: b.weight for target, b in backends.items() if b.in_rotation},
-            total=sum(reduce({target: b.weight for target, b in backends.items()}).values()),
-            interface=service.interface or "",
-            scheduler=service.scheduler,
-            when_empty=service.when_empty,
-            source={"gateway": "", "masquerade": "masquerade", "snat": str(path.source)}[path.kind],
-            log=service.log,
+            where=where,
+            service=service,
+            targets=takers,
+            total=sum(reduce(weights).values()),
+            stay=frozenset({*takers, *targets(waiting)}),
         )
 
 
-def _family(listen: Listen) -> Family:
-    return 4 if listen.address.version == 4 else 6  # noqa: PLR2004 - the family is its own number
+def wheres(service: Service) -> Iterator[tuple[Where, Listen | None]]:
+    """Give the listen addresses of a service in the terms of nftables; a mark is none of its own."""
+    interface = service.interface or ""
+    if service.mark is not None:
+        families = {backend.family for backend in (*service.backends, *service.sorry)} or set(FAMILIES)
+        for family in FAMILIES:
+            if family in families:
+                yield Where(family, "any", interface=interface, mark=service.mark), None
+    for listen in service.listen:
+        address = "" if listen.wildcard else str(listen.address)
+        yield Where(listen.family, listen.protocol, address, listen.ports, interface), listen
+
+
+def _target(backend: Backend, listen: Listen | None) -> Target:
+    if listen is None:
+        return Target(str(backend.address))
+    if listen.ports.single:
+        return Target(str(backend.address), backend.ports_behind(listen))
+    return Target(str(backend.address), backend.ports)
+
+
+def _weight(service: Service, backend: Backend, observed: Observed) -> int:
+    if service.scheduler == "least-connections":
+        return observed.shares.get(name(service, backend), backend.weight) or 1
+    return max(1, backend.weight)
+
+
+def _neighbours(config: Config, observed: Observed) -> Iterator[tuple[Network, str]]:
+    """Give the networks from which replies would not come back: those that a backend is in."""
+    backends = {
+        backend.address
+        for service in config.services
+        if service.return_path.kind == "gateway"
+        for backend in (*service.backends, *service.sorry)
+    }
+    for network, interface in observed.neighbours:
+        if any(address.version == network.version and address in network for address in backends):
+            yield network, interface
 
 
 def _sysctls(config: Config, virtuals: list[Virtual]) -> dict[str, str]:
     """Hold forwarding on for the families that a service forwards; False leaves it to the administrator."""
     if config.director.forwarding is False:
         return {}
-    return {FORWARDING[virtual.listen.family]: "1" for virtual in virtuals}
+    return {FORWARDING[virtual.where.family]: "1" for virtual in virtuals}
 
 
 def _interface_address(entry: AddressEntry) -> Address:

@@ -18,6 +18,7 @@ FAILED = "c654b0c76f6246098584d88365fe3c29"
 STOPPED = "946203f15fcc405c939d193395f97912"
 PACKET = "c5b22c1621124fc3b544ea3be70256b5"
 WORKER = "7e29f0ea2d9e4b368de368e8c41b1307"
+ADAPTED = "75e56753f4d2059f838345b35e405016"
 
 MESSAGE_IDS: Mapping[str, str] = {
     "STARTED": STARTED,
@@ -30,6 +31,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "STOPPED": STOPPED,
     "PACKET": PACKET,
     "WORKER": WORKER,
+    "ADAPTED": ADAPTED,
 }
 
 # The priorities of syslog(3) that lbd uses.

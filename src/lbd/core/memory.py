@@ -22,7 +22,8 @@ _MEMORY = "memory"
 
 def encode_sources(sources: Sequence[Source]) -> str:
     """Write the files of a configuration, in their order."""
-    return _seal(_SOURCES, [{"path": source.path, "text": source.text} for source in sources])
+    items = [{"path": source.path, "text": source.text, "kind": source.kind} for source in sources]
+    return _seal(_SOURCES, items)
 
 
 def decode_sources(text: str) -> tuple[Source, ...]:
@@ -30,7 +31,19 @@ def decode_sources(text: str) -> tuple[Source, ...]:
     items = [_object(item) for item in _list(_unseal(_SOURCES, text))]
     if not items:
         raise ValueError("it holds no file")
-    return tuple(Source(_text(item, "path"), _text(item, "text")) for item in items)
+    return tuple(_source(item) for item in items)
+
+
+def _source(item: dict[str, object]) -> Source:
+    path, text = _text(item, "path"), _text(item, "text")
+    # Before there were files of prefixes no kind was kept.
+    match item.get("kind", "toml"):
+        case "toml":
+            return Source(path, text)
+        case "prefixes":
+            return Source(path, text, "prefixes")
+        case kind:
+            raise ValueError(f"{path} is of a kind that this lbd does not know: {kind!r}")
 
 
 def encode_memory(memory: Memory) -> str:

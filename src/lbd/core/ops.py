@@ -85,8 +85,11 @@ class AddMap:
         declared = f"typeof {shape.typeof}" if shape.typeof else f"type {' . '.join(shape.key)}"
         if data and not shape.typeof:
             declared += f" : {data}"
+        flags = ["interval"] if shape.interval else ["dynamic"] if shape.learned else []
+        flags += ["timeout"] if shape.learned == "timeout" else []
+        declared += f"; size {shape.size};" + (f" flags {','.join(flags)};" if flags else "")
         counter = " counter;" if shape.counter else ""
-        return f"add {kind(shape)} inet {TABLE} {self.name} {{ {declared}; size {shape.size};{counter} }}"
+        return f"add {kind(shape)} inet {TABLE} {self.name} {{ {declared}{counter} }}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,10 @@ class AddElements:
     items: tuple[tuple[str, str], ...]
 
     def __str__(self) -> str:
-        items = ", ".join(f"{quote(k, self.map)} : {v}" if v else quote(k, self.map) for k, v in self.items)
+        data = '{} : "{}"' if self.map.data == "limit" else "{} : {}"
+        items = ", ".join(
+            data.format(quote(k, self.map), v) if v else quote(k, self.map) for k, v in self.items
+        )
         return f"add element inet {TABLE} {self.name} {{ {items} }}"
 
 
@@ -126,6 +132,27 @@ class DeleteElements:
         return f"delete element inet {TABLE} {self.name} {{ {keys} }}"
 
 
+@dataclass(frozen=True, slots=True)
+class AddLimit:
+    """Make a limit object; its name must be new, since nftables ignores another rate under a known one."""
+
+    name: str
+    rate: str
+
+    def __str__(self) -> str:
+        return f"add limit inet {TABLE} {self.name} {{ {self.rate}; }}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteLimit:
+    """Delete a limit object that no element names."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"delete limit inet {TABLE} {self.name}"
+
+
 def kind(shape: Map) -> str:
     """Return nft's word for a map or a set."""
     return "map" if shape.data else "set"
@@ -133,10 +160,12 @@ def kind(shape: Map) -> str:
 
 def quote(key: str, shape: Map) -> str:
     """Return a key as nft reads it: interface names are quoted, since some are nft's own words."""
-    if shape.key[:1] != ("ifname",) or key == CATCH_ALL:
+    if "ifname" not in shape.key or key == CATCH_ALL:
         return key
-    interface, rest = key.split(" . ", 1)
-    return f'"{interface}" . {rest}'
+    at = shape.key.index("ifname")
+    words = key.split(" . ")
+    words[at] = f'"{words[at]}"'
+    return " . ".join(words)
 
 
 NftOp = (
@@ -150,6 +179,8 @@ NftOp = (
     | DeleteMap
     | AddElements
     | DeleteElements
+    | AddLimit
+    | DeleteLimit
 )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Reason = Literal["start", "file", "signal", "reload", "rules", "net", "audit", "retry"]
+Reason = Literal["start", "file", "signal", "reload", "rules", "net", "audit", "retry", "deadline"]
 
 # What a look of any kind answers, since it reads the host anew.
 HOST_REASONS: frozenset[Reason] = frozenset({"rules", "net"})

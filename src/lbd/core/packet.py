@@ -7,14 +7,14 @@ shown without ports.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import Literal
 
 FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG")
-TCP, UDP = 6, 17
-NAMES = {1: "icmp", TCP: "tcp", UDP: "udp", 58: "icmp6", 132: "sctp"}
+TCP, UDP, SCTP = 6, 17, 132
+NAMES = {1: "icmp", TCP: "tcp", UDP: "udp", 58: "icmp6", SCTP: "sctp"}
 # Bytes: of the headers, of both ports, and before the flags of TCP.
 IPV4_LEAST, IPV6_HEADER, PORTS, TCP_FLAGS = 20, 40, 4, 13
 
@@ -74,7 +74,7 @@ def parse(direction: Direction, interface: str, data: bytes) -> Packet | None:
     rest = b"" if later_fragment else data[header:]
     source_port = destination_port = 0
     flags: tuple[str, ...] = ()
-    if protocol in (TCP, UDP) and len(rest) >= PORTS:
+    if protocol in (TCP, UDP, SCTP) and len(rest) >= PORTS:
         source_port, destination_port = struct.unpack("!HH", rest[:PORTS])
     if protocol == TCP and len(rest) > TCP_FLAGS:
         flags = tuple(name for bit, name in enumerate(FLAGS) if rest[TCP_FLAGS] >> bit & 1)
@@ -84,39 +84,74 @@ def parse(direction: Direction, interface: str, data: bytes) -> Packet | None:
 
 
 @dataclass(frozen=True, slots=True)
+class End:
+    """Where connections go: "any" is every protocol, an empty `address` every one, ports from low to high."""
+
+    protocol: str
+    address: str
+    low: int
+    high: int
+
+    def has(self, protocol: str, address: str, port: int) -> bool:
+        """Tell whether a packet's end is this one."""
+        same = self.protocol in ("any", protocol) and self.address in ("", address)
+        return same and (self.protocol == "any" or self.low <= port <= self.high)
+
+
+@dataclass(slots=True)
+class _Ends:
+    """Services by where connections go. One port is looked up, what is wider asked one by one, in order."""
+
+    exact: dict[tuple[str, str, int], tuple[str, ...]] = field(default_factory=dict)
+    wide: dict[End, tuple[str, ...]] = field(default_factory=dict)
+
+    def add(self, end: End, name: str) -> None:
+        if end.low == end.high and end.address and end.protocol != "any":
+            key = (end.protocol, end.address, end.low)
+            self.exact[key] = (*self.exact.get(key, ()), name)
+        elif name not in self.wide.get(end, ()):
+            self.wide[end] = (*self.wide.get(end, ()), name)
+
+    def named(self, protocol: str, address: str, port: int) -> str:
+        names = self.exact.get((protocol, address, port), ())
+        if not names:
+            names = next((n for end, n in self.wide.items() if end.has(protocol, address, port)), ())
+        return "/".join(dict.fromkeys(names))
+
+
+@dataclass(frozen=True, slots=True)
 class Paths:
     """Which service a packet belongs to, and which part of its way it is on.
 
-    Keys are (protocol, address, port). Before translation a packet shows the listen address, after it the
-    backend's; two services with one backend cannot be told apart there, and both are named.
+    Before translation a packet shows the listen address, after it the backend's; two services with one
+    backend cannot be told apart there, and both are named.
     """
 
-    listens: Mapping[tuple[str, str, int], str] = field(default_factory=dict)
-    backends: Mapping[tuple[str, str, int], tuple[str, ...]] = field(default_factory=dict)
+    listens: _Ends = field(default_factory=_Ends)
+    backends: _Ends = field(default_factory=_Ends)
 
     @classmethod
-    def of(cls, services: Iterable[tuple[str, str, tuple[str, int], Iterable[tuple[str, int]]]]) -> Paths:
-        """Build from (service name, protocol, listen address and port, backends' addresses and ports)."""
-        listens: dict[tuple[str, str, int], str] = {}
-        backends: dict[tuple[str, str, int], tuple[str, ...]] = {}
-        for name, protocol, listen, targets in services:
-            listens[protocol, *listen] = name
+    def of(cls, services: Iterable[tuple[str, End, Iterable[End]]]) -> Paths:
+        """Build from (service name, listen address, backends), the more exact listen addresses first."""
+        paths = cls()
+        for name, listen, targets in services:
+            paths.listens.add(listen, name)
             for target in targets:
-                named = backends.get((protocol, *target), ())
-                backends[protocol, *target] = named if name in named else (*named, name)
-        return cls(listens, backends)
+                paths.backends.add(target, name)
+        return paths
 
     def explain(self, packet: Packet) -> tuple[str, str]:
         """Return (service, what the packet is): "request enters", "reply leaves" and so on."""
         source = (packet.protocol, packet.source, packet.source_port)
         destination = (packet.protocol, packet.destination, packet.destination_port)
         verb = "enters" if packet.direction == "in" else "leaves"
-        if destination in self.listens:
-            return self.listens[destination], f"request {verb}"
-        if destination in self.backends:
-            return "/".join(self.backends[destination]), f"request {verb}"
-        if source in self.backends:
-            return "/".join(self.backends[source]), f"reply {verb}"
-        if source in self.listens:
-            return self.listens[source], f"answer of the director {verb}"
+        # A listen address that is every address of the director would fit all that comes to it.
+        for ends, end, what in (
+            (self.backends, destination, "request"),
+            (self.listens, destination, "request"),
+            (self.backends, source, "reply"),
+            (self.listens, source, "answer of the director"),
+        ):
+            if name := ends.named(*end):
+                return name, f"{what} {verb}"
         return "", f"packet {verb}"

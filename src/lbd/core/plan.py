@@ -1,7 +1,7 @@
 """The difference between what the host has and what the file asks for, as a value.
 
-A Plan is three lists of operations. `before` grows what the new rules need (addresses, routes, policy
-rules, sysctls), `swap` is one nftables transaction, `after` shrinks. Applying a prefix of a plan leaves
+A Plan is lists of operations. `before` grows what the new rules need (addresses, routes, policy rules,
+sysctls), `swap` is one nftables transaction, `after` shrinks. Applying a prefix of a plan leaves
 the host in a state from which the next plan ends in the same place.
 """
 
@@ -15,6 +15,7 @@ from lbd.core.ops import (
     AddAddress,
     AddChain,
     AddElements,
+    AddLimit,
     AddMap,
     AddPolicyRule,
     AddRoute,
@@ -23,6 +24,7 @@ from lbd.core.ops import (
     DeleteAddress,
     DeleteChain,
     DeleteElements,
+    DeleteLimit,
     DeleteMap,
     DeletePolicyRule,
     DeleteRoute,
@@ -54,23 +56,26 @@ from lbd.core.state import (
 class Plan:
     """What is to be done, in order; `unsafe` says what is left out, and why.
 
-    `swap` and `collect` are one nftables transaction each: `collect` removes what nothing refers to any
-    more. Before Linux 6.2 a chain cannot go in the transaction that drops its last reference.
+    `swap`, `collect` and each of `forget` are one nftables transaction. `collect` removes what nothing
+    refers to any more: before Linux 6.2 a chain cannot go in the transaction that drops its last reference.
+    `forget` is what packets have noted and is not true any more; it may go by itself in the same moment.
     """
 
     before: tuple[HostOp, ...] = ()
     swap: tuple[NftOp, ...] = ()
     collect: tuple[NftOp, ...] = ()
+    forget: tuple[DeleteElements, ...] = ()
     after: tuple[HostOp, ...] = ()
     unsafe: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         """Tell whether there is anything to do."""
-        return bool(self.before or self.swap or self.collect or self.after)
+        return bool(self.before or self.swap or self.collect or self.forget or self.after)
 
     def lines(self) -> tuple[str, ...]:
         """Return every operation as one line, in the order they are applied."""
-        return tuple(str(op) for op in (*self.before, *self.swap, *self.collect, *self.after))
+        ops = (*self.before, *self.swap, *self.collect, *self.forget, *self.after)
+        return tuple(map(str, ops))
 
 
 def body(chain: Chain) -> str:
@@ -82,7 +87,8 @@ def diff(live: Live, desired: Desired) -> Plan:
     """Return the plan that leads from `live` to `desired`. Empty when they agree."""
     grow, shrink, unsafe = _Net(live, desired).ops()
     swap, collect = _table(live.table, desired.table, live.memory)
-    return Plan(tuple(grow), tuple(swap), tuple(collect), tuple(shrink), tuple(unsafe))
+    forget = tuple(_untrue(live.table, desired.table)) if live.table else ()
+    return Plan(tuple(grow), tuple(swap), tuple(collect), forget, tuple(shrink), tuple(unsafe))
 
 
 def removal(live: Live) -> Plan:
@@ -112,22 +118,40 @@ def _table(live: LiveTable | None, want: Table, memory: Memory) -> tuple[list[Nf
     foreign = [name for name in live.chains if name not in want.chains]
 
     swap += [FlushChain(name) for name in (*sorted(rewrite & live.chains.keys()), *foreign)]
-    for name in want.maps:
+    told = [name for name, shape in want.maps.items() if not shape.learned]
+    for name in told:
         old, new = live.elements.get(name, {}), want.elements[name]
         if name not in anew and (stale := tuple(k for k, v in old.items() if new.get(k) != v)):
             swap.append(DeleteElements(name, want.maps[name], stale))
     swap += [DeleteChain(name) for name in sorted(rehook)]
     swap += [DeleteChain(name) for name in foreign if live.chains[name].hook]
     swap += [DeleteMap(name) for name in gone]
+    swap += [DeleteLimit(name) for name, rate in live.limits.items() if want.limits.get(name) != rate]
+    swap += [AddLimit(name, rate) for name, rate in want.limits.items() if live.limits.get(name) != rate]
     fresh = [name for name in want.chains if name not in live.chains or name in rehook]
     swap += [AddChain(name, want.chains[name].hook) for name in fresh]
     swap += [AddMap(name, want.maps[name]) for name in want.maps if name in anew]
-    for name in want.maps:
+    for name in told:
         old = {} if name in anew else live.elements.get(name, {})
         if items := tuple((k, v) for k, v in want.elements[name].items() if old.get(k) != v):
             swap.append(AddElements(name, want.maps[name], items))
     swap += [AddRule(n, rule) for n, c in want.chains.items() if n in rewrite | rehook for rule in c.rules]
     return swap, [DeleteChain(name) for name in foreign if not live.chains[name].hook]
+
+
+def _untrue(live: LiveTable, want: Table) -> Iterator[DeleteElements]:
+    """Find what packets have noted and must not hold any longer; empty when what they noted was not read."""
+    for learned in want.learned:
+        parts = [live.elements.get(name, {}) for name in learned.maps]
+        # A note of which a part is missing already leads nowhere, and goes as a whole soon.
+        whole = set(parts[0]).intersection(*parts[1:])
+        stale = []
+        for key in sorted(whole):
+            data = " . ".join(part[key] for part in parts)
+            if data not in learned.allowed.get(key.split(" . ")[0], ()):
+                stale.append(key)
+        if stale:
+            yield from (DeleteElements(name, want.maps[name], tuple(stale)) for name in learned.maps)
 
 
 def _serves(live: Map | None, want: Map) -> bool:

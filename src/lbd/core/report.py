@@ -69,6 +69,14 @@ def applied(plan: Plan, path: str, digest: str, seconds: float) -> Entry:
     return Entry(f"applied {path}: {what} in {seconds * 1000:.0f} ms", entry.APPLIED, entry.NOTICE, fields)
 
 
+def adapted(plan: Plan, why: Sequence[str], seconds: float) -> Entry:
+    """Say that the rules followed what changed on the host, or the time."""
+    what = many(len(plan.lines()), "operation") if plan else "nothing to do"
+    message = f"adapted in {seconds * 1000:.0f} ms: {what}, because {'; '.join(why[:OPERATIONS_SHOWN])}"
+    fields = {"LBD_REASON": why[0], "LBD_SECONDS": f"{seconds:.3f}", **_plan(plan)}
+    return Entry(message, entry.ADAPTED, entry.NOTICE, fields)
+
+
 def refused(error: BadFileError, *, kept: bool) -> Entry:
     """Say that the file was refused, with every problem."""
     first = error.problems[0]

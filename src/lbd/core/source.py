@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from lbd.core.words import printable
 
@@ -42,10 +42,16 @@ _CLEARER = (
 
 @dataclass(frozen=True)
 class Source:
-    """A file as read: `path` is only shown, `text` is decoded. No slots: `lines` is kept once computed."""
+    """A file as read: `text` is decoded, and `path` is shown and what the file is known by.
+
+    A file of `prefixes` is a list that the others name. When one could not be read, `unread` says why: it
+    is refused where it is named. No slots: `lines` is kept once computed.
+    """
 
     path: str
     text: str
+    kind: Literal["toml", "prefixes"] = "toml"
+    unread: str = ""
 
     @cached_property
     def lines(self) -> list[str]:

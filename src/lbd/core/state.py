@@ -24,9 +24,9 @@ TABLE = "lbd"
 MAIN = 254
 
 # A map's key and data are made of these nft types.
-FieldType = Literal["ipv4_addr", "ipv6_addr", "inet_proto", "inet_service", "ifname", "index"]
+FieldType = Literal["ipv4_addr", "ipv6_addr", "inet_proto", "inet_service", "ifname", "mark", "index"]
 
-Point = Literal["prerouting", "postrouting"]
+Point = Literal["prerouting", "input", "forward", "output", "postrouting"]
 
 Elements = Mapping[str, str]
 
@@ -54,24 +54,47 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """A declared map or set. `data` is "verdict", field types, or () for a set; `size` is in elements."""
+    """A declared map or set. `data` is "verdict", "limit", field types, or () for a set; `size` in elements.
+
+    `interval`: a field of a key may be a range or a prefix. `learned`: packets make the elements, and what
+    they are is not the file's to say; they go after a time, or when what they count is none any more.
+    """
 
     key: tuple[FieldType, ...]
-    data: tuple[FieldType, ...] | Literal["verdict"]
+    data: tuple[FieldType, ...] | Literal["verdict", "limit"]
     size: int
     counter: bool = False
+    interval: bool = False
+    learned: Literal["", "timeout", "count"] = ""
     # Slot maps name the packet fields they are used with (`typeof`), because nft only then accepts a
     # rule added in a later transaction. Empty: declared by `type`.
     typeof: str = ""
 
 
 @dataclass(frozen=True, slots=True)
+class Learned:
+    """What the elements of learned maps may be, which packets put in.
+
+    Elements of the same key in `maps` belong together; `allowed` has, by the first field of a key, what
+    their data may be, joined by " . ".
+    """
+
+    maps: tuple[str, ...]
+    allowed: Mapping[str, frozenset[str]]
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
-    """Our nftables table as the file asks for it. `elements` has an entry for each of `maps`."""
+    """Our nftables table as the file asks for it. `elements` has an entry for each of `maps`.
+
+    `limits` are named objects, as "rate over 10/second burst 20 packets".
+    """
 
     chains: Mapping[str, Chain] = field(default_factory=dict)
     maps: Mapping[str, Map] = field(default_factory=dict)
     elements: Mapping[str, Elements] = field(default_factory=dict)
+    limits: Mapping[str, str] = field(default_factory=dict)
+    learned: tuple[Learned, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +115,7 @@ class LiveTable:
     chains: Mapping[str, LiveChain] = field(default_factory=dict)
     maps: Mapping[str, Map] = field(default_factory=dict)
     elements: Mapping[str, Elements] = field(default_factory=dict)
+    limits: Mapping[str, str] = field(default_factory=dict)
     beyond_repair: bool = False
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 
+from lbd.core.observed import Observed, expired
 from lbd.core.ops import (
     AddAddress,
     AddPolicyRule,
@@ -18,6 +20,7 @@ from lbd.core.ops import (
     RestoreRoute,
     SetSysctl,
 )
+from lbd.core.settings import Config
 from lbd.core.state import Desired, Live, Memory
 from lbd.host import sysctl
 from lbd.host.net import Net
@@ -49,9 +52,9 @@ class Director:
         self.nft.close()
         self.net.close()
 
-    def read(self, desired: Desired) -> Live:
+    def read(self, desired: Desired, *, learned: bool = False) -> Live:
         """Return what there is of ours, and what stands where `desired` wants something."""
-        table, generation = self.nft.read()
+        table, generation = self.nft.read(desired.table.maps, learned=learned)
         routes = desired.routes.keys() | self.memory.routes.keys()
         net = self.net.read(desired.addresses, routes, desired.rules)
         return Live(
@@ -62,6 +65,14 @@ class Director:
             sysctls=sysctl.read(desired.sysctls.keys() | self.memory.sysctls.keys()),
             memory=self.memory,
             generation=generation,
+        )
+
+    def observe(self, config: Config) -> Observed:
+        """Return what of this host the rules depend on, for the services of `config`."""
+        asks = any(service.return_path.kind == "gateway" for service in config.services)
+        return Observed(
+            expired=expired(config, datetime.now(UTC)),
+            neighbours=self.net.neighbours() if asks else frozenset(),
         )
 
     def commit(self, ops: Sequence[NftOp]) -> int:

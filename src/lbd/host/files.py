@@ -8,10 +8,10 @@ from __future__ import annotations
 import glob
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lbd.core.config import includes, parse
+from lbd.core.config import includes, lists, parse
 from lbd.core.settings import Config
 from lbd.core.source import BadFileError, Problem, Source, decode
 
@@ -30,7 +30,7 @@ _KINDS = (
 
 @dataclass(frozen=True, slots=True)
 class FileSet:
-    """The main file and those it includes, as they were read.
+    """The main file, those it includes, and the files of prefixes that they name, as they were read.
 
     `watched` are glob patterns whose matches are these files.
     """
@@ -40,10 +40,11 @@ class FileSet:
 
 
 def read(path: Path) -> FileSet:
-    """Read the main file at `path` and, in sorted order, the files that its patterns match.
+    """Read the main file at `path`, what its patterns match in sorted order, and the files of prefixes.
 
     A main file with a mistake in it is read too, without what it includes: whoever parses it tells all that
-    is wrong. Raises BadFileError if a file cannot be read, is too large or is not UTF-8.
+    is wrong. A file of prefixes that cannot be read is there as such, to be refused where it is named.
+    Raises BadFileError if another file cannot be read, is too large or is not UTF-8.
     """
     data = _read(path, LARGEST)
     left = LARGEST - len(data)
@@ -56,17 +57,26 @@ def read(path: Path) -> FileSet:
         data = _read(included, left)
         left -= len(data)
         sources.append(decode(str(included), data))
+    named = lists.paths(sources)
+    for each in named:
+        found, size = _read_prefixes(each, left)
+        left -= size
+        sources.append(found)
     directory = Path(glob.escape(str(path.absolute().parent)))
     return FileSet(
         sources=tuple(sources),
-        watched=(directory / glob.escape(path.name), *(directory / pattern for pattern in patterns)),
+        watched=(
+            directory / glob.escape(path.name),
+            *(directory / pattern for pattern in patterns),
+            *(Path(glob.escape(str(Path(each).absolute()))) for each in named),
+        ),
     )
 
 
 def load(path: Path) -> Config:
     """Read and parse the configuration at `path`. Raises BadFileError with every problem."""
-    main, *dropins = read(path).sources
-    return parse(main, dropins)
+    main, *others = read(path).sources
+    return parse(main, others)
 
 
 def _matches(path: Path, patterns: tuple[str, ...]) -> list[Path]:
@@ -76,6 +86,15 @@ def _matches(path: Path, patterns: tuple[str, ...]) -> list[Path]:
     for pattern in patterns:
         names += sorted(glob.glob(pattern, root_dir=path.parent))  # noqa: PTH207 - see above
     return [path.parent / name for name in dict.fromkeys(map(os.path.normpath, names)) if name != path.name]
+
+
+def _read_prefixes(path: str, limit: int) -> tuple[Source, int]:
+    """Return a file of prefixes, or why there is none, and its size in bytes."""
+    try:
+        data = _read(Path(path), limit)
+        return replace(decode(path, data), kind="prefixes"), len(data)
+    except BadFileError as error:
+        return Source(path, "", "prefixes", unread=error.problems[0].headline), 0
 
 
 def _read(path: Path, limit: int) -> bytes:

@@ -36,6 +36,7 @@ from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_SECONDARY, ifaddrmsg
 from pyroute2.netlink.rtnl.rtmsg import RT_SCOPE_NOWHERE, RTNH_F_ONLINK, rtmsg
 
 from lbd.core.plan import satisfies
+from lbd.core.settings import Network
 from lbd.core.state import PROTOCOL, Address, LiveRoute, Route, RouteKey, Rule
 from lbd.core.words import NEEDS_CAPABILITY
 from lbd.host import sysctl
@@ -124,6 +125,13 @@ class Net:
             return NetState(
                 self._addresses(names, addresses), self._routes(names, routes), self._rules(rules)
             )
+
+    def neighbours(self) -> frozenset[tuple[Network, str]]:
+        """Return the networks that an interface leads to without a router, with the interface."""
+        with _words("read", "addresses"):
+            names = _names()
+            found = (read_address(m, names)[0] for m in self._socket.dump(ifaddrmsg, RTM_GETADDR, {}))
+            return frozenset((ip_interface(there.address).network, there.interface) for there in found)
 
     def add_address(self, address: Address) -> None:
         """Give an interface an address of ours."""

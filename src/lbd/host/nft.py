@@ -7,11 +7,11 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lbd.core.ops import NftOp
-from lbd.core.state import LiveTable
+from lbd.core.state import LiveTable, Map
 from lbd.host import nft_worker
 from lbd.reconcile import RefusedError
 
@@ -38,14 +38,15 @@ class Nft:
         """Return the worker's process id, None before the first request and after a loss."""
         return self._process.pid if self._process else None
 
-    def read(self) -> tuple[LiveTable | None, int]:
-        """Return our table and the generation it was read at."""
+    def read(self, schema: Mapping[str, Map], *, learned: bool = False) -> tuple[LiveTable | None, int]:
+        """Return our table and the generation it was read at; see nft_read.read()."""
+        request = ("read", dict(schema), learned)
         try:
-            table, generation = self._ask(("read",))
+            table, generation = self._ask(request)
         except WorkerEndedError:
             # Reading changes nothing, so it may be asked of the next worker. One that hangs may be asked of
             # another as well, but not within the patience of whoever waits for us.
-            table, generation = self._ask(("read",))
+            table, generation = self._ask(request)
         return table, generation
 
     def commit(self, ops: Sequence[NftOp]) -> int:
@@ -64,7 +65,7 @@ class Nft:
                 self._process.wait()
         self._process = self._sock = None
 
-    def _ask(self, request: tuple[str, ...]) -> Any:
+    def _ask(self, request: tuple[Any, ...]) -> Any:
         try:
             sock = self._sock or self._start()
         except OSError as error:

@@ -3,7 +3,8 @@
 libnftables may block for as long as others change rulesets, and has been seen to crash on what it lists.
 It runs here, behind a socket, and is killed and started again when it does not answer (host/nft).
 
-Requests and answers are pickled tuples behind a 4-byte length: ("commit", text) and ("read",) are
+Requests and answers are pickled tuples behind a 4-byte length: ("commit", text) and ("read",
+schema, learned) are
 answered by ("ok", value), ("refused", why, is_permission) or, for a read that never finds a quiet
 moment, ("busy", why).
 """
@@ -20,7 +21,6 @@ from typing import Any
 
 import nftables
 
-from lbd.core.program import SCHEMA
 from lbd.core.words import NEEDS_CAPABILITY
 from lbd.host import netlink, nft_read
 
@@ -56,12 +56,12 @@ class Worker:
         self.nft = nftables.Nftables()
         self.sock = netlink.connect()
 
-    def answer(self, request: tuple[str, ...]) -> tuple[Any, ...]:
+    def answer(self, request: tuple[Any, ...]) -> tuple[Any, ...]:
         """Do what is asked; every failure of the kernel or of nft is an answer."""
         try:
             if request[0] == "commit":
                 return self._commit(request[1])
-            return ("ok", nft_read.read(self.sock, SCHEMA))
+            return ("ok", nft_read.read(self.sock, request[1], learned=request[2]))
         except TimeoutError as error:
             return ("busy", str(error))
         except OSError as error:

@@ -1,48 +1,44 @@
 """Reading the configuration: the text of the files in, a Config out, or every problem with its place.
 
-Three steps: TOML to plain data (core/source), data to values (tables and values here), values against each
-other (conflicts). What is found is collected on the way and located at the end, when there is any (findings).
+Three steps: TOML to plain data (core/source), data to values (tables, services and entries here), values
+against each other (checks inside a service, conflicts between entries). What is found is collected on the
+way and located at the end, when there is any (findings).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypeVar
 
-from lbd.core.config import conflicts, values
+from lbd.core.config import checks, conflicts, entries, services
 from lbd.core.config.findings import Data, Finding, Place, refusal
+from lbd.core.config.lists import Lists
 from lbd.core.config.tables import (
-    AddressTable,
+    DefaultsTable,
+    DirectorTable,
     DropInTable,
     Entries,
     MainTable,
-    RouteTable,
-    RuleTable,
-    ServiceTable,
+    RealServerTable,
     read,
 )
-from lbd.core.settings import (
-    AddressEntry,
-    Backend,
-    Config,
-    Director,
-    ReturnPath,
-    RouteEntry,
-    RuleEntry,
-    Service,
-)
+from lbd.core.settings import Config, Director
 from lbd.core.source import BadFileError, Problem, Source, load
 
 E = TypeVar("E")
 Raw = tuple[Place, Mapping[str, object]]
+
+# The key, or an escape that might hide it: to look is cheap, and to read a large file twice is not.
+_INCLUDE = re.compile(r"include|\\[uU]")
 
 
 def _entries(
     files: Sequence[DropInTable], kind: Literal["service", "address", "route", "rule"]
 ) -> Iterator[Raw]:
     for i, file in enumerate(files):
-        entries: Entries = getattr(file, kind)
-        for j, raw in enumerate(entries):
+        raws: Entries = getattr(file, kind)
+        for j, raw in enumerate(raws):
             yield Place(i, (kind, j)), raw
 
 
@@ -52,99 +48,30 @@ def _right(
     found: list[Finding],
 ) -> list[tuple[Place, E]]:
     """Return the entries that are right; one read in part has defaults for what is wrong, and misleads."""
-    entries = []
+    right = []
     for place, raw in raws:
         before = len(found)
         entry = make(place, raw, found)
         if entry is not None and len(found) == before:
-            entries.append((place, entry))
-    return entries
+            right.append((place, entry))
+    return right
 
 
-def _service(place: Place, raw: Mapping[str, object], main: MainTable, found: list[Finding]) -> Service:
-    table = read(ServiceTable, raw, place, found)
-    defaults = main.defaults
-    return Service(
-        name=table.name,
-        listen=tuple(table.listen),
-        backends=tuple(
-            Backend(b.address.address, b.address.port, b.weight, b.state) for b in table.backends if b.address
-        ),
-        interface=table.interface,
-        scheduler=table.scheduler or defaults.scheduler or "maglev",
-        return_path=table.return_path or defaults.return_path or main.director.return_path or ReturnPath(),
-        when_empty=table.when_empty or defaults.when_empty or "reject",
-        log=table.log or defaults.log or "off",
-    )
-
-
-def _address(place: Place, raw: Mapping[str, object], found: list[Finding]) -> AddressEntry | None:
-    table = read(AddressTable, raw, place, found)
-    return AddressEntry(table.address, table.interface) if table.address and table.interface else None
-
-
-def _route(place: Place, raw: Mapping[str, object], found: list[Finding]) -> RouteEntry | None:
-    table = read(RouteTable, raw, place, found)
-    if "via" not in raw and "interface" not in raw:
-        found.append(Finding(place, 'a route needs "via", the next router, or "interface", or both'))
-    to = table.to
-    if to == "default":
-        known = table.via or table.source
-        if known is None:
-            message = (
-                '"default" is of the family of "via" or "source"; without them write "0.0.0.0/0" or "::/0"'
-            )
-            found.append(Finding(place / "to", message))
-            return None
-        to = values.network("0.0.0.0/0" if known.version == 4 else "::/0")  # noqa: PLR2004 - the IP version
-    if to is None:
-        return None
-    for key, address in (("via", table.via), ("source", table.source)):
-        if address is not None and address.version != to.version:
-            found.append(Finding(place / key, f"{address} is IPv{address.version}, but the route is to {to}"))
-    if table.via is not None and table.via.is_link_local and "interface" not in raw:
-        found.append(
-            Finding(place / "via", f'{table.via} is a link-local address; "interface" must say on which link')
-        )
-    return RouteEntry(to, table.via, table.interface, table.source, table.table, table.metric, table.replace)
-
-
-def _rule(place: Place, raw: Mapping[str, object], found: list[Finding]) -> RuleEntry:
-    table = read(RuleTable, raw, place, found)
-    if not raw.keys() & {"from", "to", "interface"}:
-        found.append(
-            Finding(
-                place,
-                'a rule needs "from", "to" or "interface"; for all traffic from = "0.0.0.0/0" or "::/0"',
-            )
-        )
-    source, to = table.source, table.to
-    if source is not None and to is not None and source.version != to.version:
-        found.append(Finding(place / "to", f"{to} is IPv{to.version}, but from is {source}"))
-    stated = source or to
-    return RuleEntry(
-        priority=table.priority,
-        table=table.table,
-        family=stated.version if stated else 4,
-        source=source if source and source.prefixlen else None,
-        to=to if to and to.prefixlen else None,
-        iif=table.interface,
-    )
-
-
-def _top(main: MainTable, found: list[Finding]) -> None:
-    """Find what the tables of the main file say against each other."""
-    one, other = main.director.return_path, main.defaults.return_path
+def _return_paths(director: DirectorTable, defaults: DefaultsTable) -> Iterator[Finding]:
+    one, other = director.return_path, defaults.return_path
     if one is not None and other is not None and one != other:
         here, there = Place(0, ("defaults", "return_path")), Place(0, ("director", "return_path"))
-        found.append(Finding(here, f'"{other}" here and "{one}" in [director]; keep one of them', also=there))
+        yield Finding(here, f'"{other}" here and "{one}" in [director]; keep one of them', also=there)
 
 
 def includes(source: Source) -> tuple[str, ...]:
     """Return the patterns of the files that the main file includes, relative to its directory.
 
-    Raises BadFileError if the file is not TOML or `include` is not a list of such patterns.
+    Raises BadFileError if `include` is not a list of such patterns, or if the file is not TOML; one that
+    does not have the word is not looked into.
     """
+    if not _INCLUDE.search(source.text):
+        return ()
     data = load(source)
     found: list[Finding] = []
     main = read(MainTable, {key: data[key] for key in data.keys() & {"include"}}, Place(0, ()), found)
@@ -154,7 +81,7 @@ def includes(source: Source) -> tuple[str, ...]:
 
 
 def parse(main: Source, dropins: Sequence[Source] = ()) -> Config:
-    """Return the configuration of the main file and those it includes.
+    """Return the configuration of the main file and all further ones: those it includes, files of prefixes.
 
     Raises BadFileError with all problems of all files. Files that ask for nothing are refused unless the
     main file says `allow_empty = true`: an editor or a full disk can leave an empty file behind.
@@ -163,38 +90,70 @@ def parse(main: Source, dropins: Sequence[Source] = ()) -> Config:
     broken: list[tuple[int, Problem]] = []
     for i, source in enumerate((main, *dropins)):
         try:
-            files.append(Data(source, load(source)))
+            files.append(Data(source, load(source) if source.kind == "toml" else {}))
         except BadFileError as error:
             files.append(Data(source, {}))
             broken.extend((i, problem) for problem in error.problems)
+    lists = Lists(main, [(i, file.source) for i, file in enumerate(files) if file.source.kind == "prefixes"])
 
     found: list[Finding] = []
     top = read(MainTable, files[0].data, Place(0, ()), found)
-    rest = [read(DropInTable, file.data, Place(i, ()), found) for i, file in enumerate(files[1:], 1)]
-    _top(top, found)
-    tables = [top, *rest]
-    services = [(place, _service(place, raw, top, found)) for place, raw in _entries(tables, "service")]
-    addresses = _right(_address, _entries(tables, "address"), found)
-    routes = _right(_route, _entries(tables, "route"), found)
-    rules = _right(_rule, _entries(tables, "rule"), found)
-    found.extend(conflicts.services(services))
+    tables = [
+        top,
+        *(read(DropInTable, file.data, Place(i, ()), found) for i, file in enumerate(files[1:], 1)),
+    ]
+    here = Place(0, ("director",))
+    stated = read(DirectorTable, top.director, here, found)
+    doubtful = services.unread(DirectorTable, here, found)
+    common = services.common(top.defaults, stated, lists, found)
+    real_server = read(RealServerTable, top.real_server, Place(0, ("real_server",)), found)
+    director = _director(stated)
+
+    written = [
+        services.service(place, raw, common, lists, found) for place, raw in _entries(tables, "service")
+    ]
+    addresses = _right(entries.address, _entries(tables, "address"), found)
+    routes = _right(entries.route, _entries(tables, "route"), found)
+    rules = _right(entries.rule, _entries(tables, "rule"), found)
+    direct = [(Place(0, ("real_server", "direct", i)), each) for i, each in enumerate(real_server.direct)]
+
+    found.extend(_return_paths(stated, common.table))
+    if common.table.offload and "devices" not in doubtful:
+        found.extend(checks.offload(common.places["offload"], director))
+    for each in written:
+        found.extend(checks.service(each, director, doubtful))
+    found.extend(conflicts.services(written))
     found.extend(conflicts.addresses(addresses))
     found.extend(conflicts.routes(routes))
     found.extend(conflicts.rules(rules))
+    found.extend(conflicts.real_server(direct, written, addresses))
+    broken.extend(lists.broken)
 
-    allowed = top.allow_empty or top.director.allow_empty
-    if not (found or broken or services or addresses or routes or rules or allowed):
+    allowed = top.allow_empty or stated.allow_empty
+    if not (found or broken or written or addresses or routes or rules or direct or allowed):
         message = (
             "nothing to do: no service, address, route or rule; if that is meant, write allow_empty = true"
         )
         found.append(Finding(Place(0, ()), message))
     if found or broken:
         raise refusal(found, files, broken)
-    director = top.director
     return Config(
-        director=Director(director.forwarding, director.log_target, director.log_group, director.audit),
-        services=tuple(service for _, service in services),
+        director=director,
+        services=tuple(each.service for each in written),
         addresses=tuple(entry for _, entry in addresses),
         routes=tuple(entry for _, entry in routes),
         rules=tuple(entry for _, entry in rules),
+        real_server=tuple(each for _, each in direct),
+    )
+
+
+def _director(table: DirectorTable) -> Director:
+    return Director(
+        table.forwarding,
+        table.log_target,
+        table.log_group,
+        table.audit,
+        tuple(table.ssh_ports),
+        table.mark_mask,
+        tuple(table.devices),
     )

@@ -1,7 +1,7 @@
-"""What cannot hold together, though each value alone is right: duplicates, families, loops.
+"""What cannot hold together between entries, though each alone is right: duplicates, overlaps, loops.
 
-Every check is one pass with a dictionary of what was seen, so that the cost grows with the file and not
-with its square.
+Every check is one pass with a dictionary of what was seen, or over what was sorted, so that the cost grows
+with the file and not with its square.
 """
 
 from __future__ import annotations
@@ -9,25 +9,29 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+from lbd.core.config import untracked
 from lbd.core.config.findings import Finding, Place
-from lbd.core.settings import IP, AddressEntry, Backend, Listen, RouteEntry, RuleEntry, Service
+from lbd.core.config.loops import loops, whose
+from lbd.core.config.written import Written
+from lbd.core.settings import IP, AddressEntry, Listen, Ports, Protocol, RouteEntry, RuleEntry
 
 T = TypeVar("T")
 
 
 Placed = Sequence[tuple[Place, T]]
+Claim = tuple[Place, Listen, Written]
 
 
-def services(entries: Placed[Service]) -> Iterator[Finding]:
-    """Find conflicts between services and inside each. A partly read service has empty fields."""
+def services(entries: Sequence[Written]) -> Iterator[Finding]:
+    """Find conflicts between services. One that was read in part has nothing where it is wrong."""
     yield from _repeated(
-        ((place / "name", service.name) for place, service in entries if service.name),
+        ((each.place / "name", each.service.name) for each in entries if each.service.name),
         "a second service of this name; names are what commands call a service",
     )
+    yield from _marks(entries)
     yield from _listens(entries)
-    for place, service in entries:
-        yield from _backends(place / "backends", service)
-        yield from _families(place, service)
+    yield from loops(entries)
+    yield from untracked.told_apart(entries)
 
 
 def addresses(entries: Placed[AddressEntry]) -> Iterator[Finding]:
@@ -55,72 +59,68 @@ def _repeated(keys: Iterable[tuple[Place, Hashable]], message: str) -> Iterator[
             yield Finding(place, message, also=earlier)
 
 
-def _listens(entries: Placed[Service]) -> Iterator[Finding]:
-    first: dict[Listen, tuple[Place, Service]] = {}
-    for place, service in entries:
-        for i, listen in enumerate(service.listen):
-            here = place / "listen" / i
-            there, other = first.setdefault(listen, (here, service))
-            if there is here:
-                continue
-            if other is service:
-                message = f"{listen} is listed twice"
-            elif other.interface != service.interface:
-                message = (
-                    f'{listen} is also the listen address of service "{other.name}" on another interface: '
-                    "not supported yet"
-                )
-            else:
-                message = f'{listen} is already the listen address of service "{other.name}"'
-            yield Finding(here, message, also=there)
+def real_server(
+    direct: Placed[IP], entries: Sequence[Written], carried: Placed[AddressEntry]
+) -> Iterator[Finding]:
+    """Find addresses that this host answers for as a real server, and also as what it must not be there."""
+    listens: dict[IP, tuple[Place, str]] = {}
+    for written in entries:
+        for place, listen in written.listens():
+            listens.setdefault(listen.address, (place, f"the listen address of {whose(written)}"))
+    addresses = {entry.address.ip: (place, "an [[address]]") for place, entry in carried}
+    for place, address in direct:
+        for there, what in (found[address] for found in (addresses, listens) if address in found):
+            message = f"{address} is also {what}; here this host is the director or a real server, not both"
+            yield Finding(place, message, also=there)
 
 
-def _backends(place: Place, service: Service) -> Iterator[Finding]:
-    own = {(listen.address, listen.port) for listen in service.listen}
-    ports = {listen.port for listen in service.listen}
-    first: dict[tuple[IP, int], Place] = {}
-    for i, backend in enumerate(service.backends):
-        here = place / i
-        # A backend without a port has that of each listen address.
-        ends = [(backend.address, port) for port in ([backend.port] if backend.port else sorted(ports))]
-        earlier = next((first[end] for end in ends if end in first), None)
-        if earlier:
-            hint = "give one a higher weight to send it more"
-            yield Finding(here, f"{backend} is listed twice; {hint}", also=earlier)
-        first |= dict.fromkeys(ends, here)
-        if not own.isdisjoint(ends):
-            yield Finding(here, f"{backend} is the service's own listen address, which would be a loop")
+def _marks(entries: Sequence[Written]) -> Iterator[Finding]:
+    first: dict[int, Written] = {}
+    for written in entries:
+        mark = written.service.mark
+        if mark is not None and (other := first.setdefault(mark, written)) is not written:
+            message = f"{mark} is already the mark of {whose(other)}"
+            yield Finding(written.place / "mark", message, also=other.place / "mark")
 
 
-def _families(place: Place, service: Service) -> Iterator[Finding]:
-    if not service.listen:
-        return
-    listens: dict[int, int] = {}
-    for i, listen in enumerate(service.listen):
-        listens.setdefault(listen.address.version, i)
-    backends = {backend.address.version for backend in service.backends}
-    for i, backend in enumerate(service.backends):
-        if backend.address.version not in listens:
-            yield Finding(place / "backends" / i, _no_listen(backend, service.listen[0]))
-    for version, i in listens.items():
-        if backends and version not in backends and backends & listens.keys():
-            listen = service.listen[i]
-            message = f"{listen} is IPv{version}, and the service has no IPv{version} backend for it"
-            yield Finding(place / "listen" / i, message)
-    source = service.return_path.source
-    if source is None:
-        return
-    for version, i in listens.items():
-        if version != source.version:
-            message = (
-                f"{service.return_path} is IPv{source.version} and cannot be the source for "
-                f"{service.listen[i]}, which is IPv{version}"
-            )
-            yield Finding(place / "return_path", message, also=place / "listen" / i)
+def _listens(entries: Sequence[Written]) -> Iterator[Finding]:
+    """Find two listen addresses of one kind for the same packets; of different kinds, the more exact wins."""
+    groups: dict[tuple[str | None, IP, Protocol], list[Claim]] = {}
+    for written in entries:
+        if written.right("interface"):
+            for place, listen in written.listens():
+                key = written.service.interface, listen.address, listen.protocol
+                groups.setdefault(key, []).append((place, listen, written))
+    for group in groups.values():
+        first: dict[Ports, Claim] = {}
+        ranges: list[tuple[Ports, int]] = []
+        for i, claim in enumerate(group):
+            ports = claim[1].ports
+            earlier = first.setdefault(ports, claim)
+            if earlier is not claim:
+                yield _taken(claim, earlier)
+            elif not (ports.single or ports.every):
+                ranges.append((ports, i))
+        yield from _overlaps(sorted(ranges), group)
 
 
-def _no_listen(backend: Backend, listen: Listen) -> str:
-    return (
-        f"{backend} is IPv{backend.address.version}, but the service listens on "
-        f"IPv{listen.address.version} only, as {listen}; lbd does not translate between families"
-    )
+def _overlaps(ranges: Sequence[tuple[Ports, int]], group: Sequence[Claim]) -> Iterator[Finding]:
+    furthest = holder = -1
+    for ports, i in ranges:
+        if ports.low <= furthest:
+            yield _taken(group[max(i, holder)], group[min(i, holder)])
+        if ports.high > furthest:
+            furthest, holder = ports.high, i
+
+
+def _taken(claim: Claim, earlier: Claim) -> Finding:
+    place, listen, written = claim
+    there, other, owner = earlier
+    if listen != other:
+        of = "" if owner is written else f" of {whose(owner)}"
+        message = f"{listen} overlaps {other}{of}; divide the ports between them"
+    elif owner is written:
+        message = f"{listen} is listed twice"
+    else:
+        message = f"{listen} is already the listen address of {whose(owner)}"
+    return Finding(place, message, also=there)

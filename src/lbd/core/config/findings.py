@@ -49,6 +49,17 @@ class Data:
         return Locator(self.source, self.data)
 
 
+def keys_of(found: Iterable[Finding], place: Place) -> frozenset[str]:
+    """Return the keys of the table at `place` that something was found in."""
+    depth = len(place.path)
+    places = (finding.place for finding in found)
+    return frozenset(
+        str(each.path[depth])
+        for each in places
+        if each.file == place.file and len(each.path) > depth and each.path[:depth] == place.path
+    )
+
+
 def refusal(
     found: Iterable[Finding], files: Sequence[Data], broken: Iterable[tuple[int, Problem]] = ()
 ) -> BadFileError:

@@ -1,25 +1,27 @@
 """Reading single values: text from the file in, a typed value out.
 
 Every function raises ValueError with a message for the person who wrote the file: what was found, what was
-meant, what to do. nft accepts port 0, or a dnat to a multicast address, so these checks are the only guard.
+meant, what to do. nft accepts a dnat to a multicast address, so these checks are the only guard.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, ip_address, ip_interface, ip_network
+from types import MappingProxyType
 
-from lbd.core.settings import IP, Backend, InterfaceAddress, Listen, Network, Protocol, ReturnPath
+from lbd.core.settings import IP, InterfaceAddress, Network
 from lbd.core.words import quote
 
 LATER = "not supported yet"
 # How a value of TOML is called in a message.
 KINDS = {bool: "true or false", int: "a number", str: "a string", list: "a list", dict: "a table"}
-HIGHEST_PORT = 65535
 # From this prefix length on every IPv4 address is a host's (RFC 3021).
 POINT_TO_POINT = 31
+# The first byte of IPv4's loopback addresses; all below are of hosts, but those of 0.0.0.0/8.
+LOOPBACK = 127
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 # Fewer than the kernel allows: dev_valid_name() also takes quotes, and nft reads * as a wildcard.
@@ -56,14 +58,23 @@ def include_pattern(text: str) -> str:
     return text
 
 
-def choice(word: str, built: Sequence[str], later: Sequence[str] = (), kind: str = "") -> str:
-    """Return `word`, a `kind`, if it is one of `built`; those of `later` are known and refused."""
+def choice(
+    word: str, built: Sequence[str], refused: Mapping[str, str] = MappingProxyType({}), kind: str = ""
+) -> str:
+    """Return `word`, a `kind`, if it is one of `built`; those of `refused` are known, with what to say."""
     if word in built:
         return word
     listed = ", ".join(f'"{each}"' for each in built)
-    if word in later:
-        raise ValueError(f"{kind}{quote(word)} is {LATER}; choose one of {listed}")
-    raise ValueError(f"{kind}{quote(word)} is not one of {listed}{did_you_mean(word, (*built, *later))}")
+    if why := refused.get(word):
+        raise ValueError(f"{kind}{quote(word)} is {why}; choose one of {listed}")
+    raise ValueError(f"{kind}{quote(word)} is not one of {listed}{did_you_mean(word, (*built, *refused))}")
+
+
+def file_name(text: str) -> str:
+    """Return the name of a file, relative to the directory of the main file or absolute."""
+    if not text or text.endswith("/") or not text.isprintable():
+        raise ValueError(f'{quote(text)} is not the name of a file; write one like "lists/office.txt"')
+    return text
 
 
 def service_name(text: str) -> str:
@@ -85,52 +96,21 @@ def interface_name(text: str) -> str:
     )
 
 
-def duration(text: str) -> float:
-    """Return seconds from "500ms", "2s", "1m" or "1h"."""
+def duration(text: str, low: str, high: str) -> float:
+    """Return seconds from "500ms", "2s", "1m" or "1h"; `low` and `high` are written the same way."""
+    seconds = _seconds(text)
+    if not _seconds(low) <= seconds <= _seconds(high):
+        raise ValueError(f'{text} is out of range; write a duration from "{low}" to "{high}"')
+    return seconds
+
+
+def _seconds(text: str) -> float:
     match = _DURATION.fullmatch(text)
     if match is None:
         raise ValueError(
             f'{quote(text)} is not a duration; write a whole number and a unit: "500ms", "2s", "1m", "1h"'
         )
     return int(match[1]) * _SECONDS[match[2]]
-
-
-def listen(text: str) -> Listen:
-    """Return a listen address from "192.0.2.1:80", "[2001:db8::1]:80" or either with "/udp"."""
-    if not text:
-        raise ValueError('the text is empty; write an address and a port, as in "192.0.2.1:80"')
-    body, slash, suffix = text.partition("/")
-    protocol = _protocol(suffix) if slash else "tcp"
-    host, port = _split(body)
-    if host in {"", "*", "0.0.0.0", "::"}:  # noqa: S104 - it is refused here
-        raise ValueError(f'listening on every address is {LATER}; name the address, as in "192.0.2.1:80"')
-    address = service_address(host)
-    if port is None:
-        raise ValueError(
-            f'{quote(text)} has no port; write the one that clients use: "{body}:80{slash}{suffix}"'
-        )
-    return Listen(address, port_number(port), protocol)
-
-
-def backend(text: str) -> Backend:
-    """Return a backend from "192.0.2.1:80", or "192.0.2.1" for the port of the listen address."""
-    body, slash, suffix = text.partition("/")
-    if slash:
-        hint = "a network" if suffix.isdigit() else "a protocol, which is that of the listen address"
-        raise ValueError(f"{quote(text)} has {hint}; a backend is one address and a port")
-    host, port = _split(body)
-    return Backend(service_address(host), None if port is None else port_number(port))
-
-
-def return_path(text: str) -> ReturnPath:
-    """Return the way back from "gateway", "masquerade" or "snat:203.0.113.5"."""
-    kind, colon, source = text.partition(":")
-    if kind == "snat" and colon:
-        return ReturnPath("snat", service_address(source))
-    if kind == "snat":
-        raise ValueError('"snat" needs the source address: write "snat:203.0.113.5"')
-    word = choice(text, ("gateway", "masquerade", "snat:ADDRESS"), ("direct",))
-    return ReturnPath("masquerade" if word == "masquerade" else "gateway")
 
 
 def address(text: str) -> IP:
@@ -151,6 +131,9 @@ def address(text: str) -> IP:
 def unicast(text: str) -> IP:
     """Return an address that one host can have."""
     found = address(text)
+    if isinstance(found, IPv4Address) and 1 << 24 <= int(found) < LOOPBACK << 24:
+        # Most are, and a file has a hundred thousand.
+        return found
     if found.is_multicast:
         kind = "a multicast address"
     elif found.is_unspecified:
@@ -202,46 +185,6 @@ def network(text: str) -> Network:
     if whole.network_address != found:
         raise ValueError(f'{quote(text)} has bits set beyond its prefix; the network is "{whole}"')
     return whole
-
-
-def port_number(text: str) -> int:
-    """Return a port, 1 to 65535, written in plain digits."""
-    if text == "*":
-        raise ValueError(f"a service on any port is {LATER}")
-    low, dash, high = text.partition("-")
-    if low and dash:
-        if port_number(low) > port_number(high):
-            raise ValueError(f"port range {quote(text)} ends before it begins")
-        raise ValueError(f"a range of ports is {LATER}")
-    if not text:
-        raise ValueError("the port is missing after the colon")
-    if not (text.isascii() and text.isdigit()):
-        raise ValueError(f"port {quote(text)} is not a port; write a number, 1 to {HIGHEST_PORT}")
-    if len(text) > 5 or not 1 <= int(text) <= HIGHEST_PORT:  # noqa: PLR2004 - the digits of the highest port
-        raise ValueError(f"port {quote(text)[1:-1]} is not a port; ports are 1 to {HIGHEST_PORT}")
-    if text.startswith("0"):
-        raise ValueError(f"port {text} has a leading zero; write {int(text)}")
-    return int(text)
-
-
-def _protocol(text: str) -> Protocol:
-    word = choice(text, ("tcp", "udp"), ("sctp",), kind="protocol ")
-    return "udp" if word == "udp" else "tcp"
-
-
-def _split(text: str) -> tuple[str, str | None]:
-    """Return host and port of "host:port", "[host]:port" or a host alone."""
-    if text.startswith("["):
-        host, bracket, rest = text[1:].partition("]")
-        if not bracket or (rest and not rest.startswith(":")):
-            raise ValueError(f'{quote(text)} is not an address and a port; write "[2001:db8::1]:80"')
-        if ":" not in host:
-            raise ValueError(f"{quote(text)}: only IPv6 addresses stand in brackets; leave them out")
-        return host, rest[1:] if rest else None
-    if text.count(":") > 1:
-        raise ValueError(f'{quote(text)} is ambiguous; write an IPv6 address in brackets: "[2001:db8::1]:80"')
-    host, colon, port = text.partition(":")
-    return host, port if colon else None
 
 
 def _prefix(text: str, of: IP) -> int:

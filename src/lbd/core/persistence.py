@@ -1,0 +1,186 @@
+"""The same client, the same backend: what packets write down, and what of it stays true.
+
+When a connection leaves for its backend, the director notes client and backend in maps whose elements go
+after the service's timeout; the next connection of that client finds them there. nft 1.0.6 can write at
+most 16 bytes of key and 16 of data from a packet. So the listen address is a hash in the key, the client of
+IPv6 is one, too, and address and port of the backend are in two maps. Two listen addresses never have the
+same hash (`salt`); two clients of one service may, and then share a backend.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from zlib import crc32
+
+from lbd.core.draft import Draft
+from lbd.core.maglev import jhash
+from lbd.core.settings import Persistence
+from lbd.core.shape import Field, Reading, Where, address_type, ip
+from lbd.core.state import FieldType, Learned, Map
+from lbd.core.virtual import Virtual
+
+# The most clients that are remembered, in each map: 4 MiB of buckets for an empty one. Beyond it a new
+# client is served, and not remembered.
+MOST_CLIENTS = 262_144
+
+# nft wants a modulus, and this one keeps nearly the whole hash.
+MODULUS = 2**32 - 1
+
+CLIENT_SEED = 0x4C
+
+# IPPROTO_* of in(7), for a wildcard on every port, of which nothing but the protocol is left to hash.
+NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
+
+
+@dataclass(frozen=True, slots=True)
+class Sticky:
+    """How the clients of one listen address are remembered: its maps, and its keys in nft's words."""
+
+    virtual: Virtual
+    reading: Reading
+    salt: int
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """Return the maps with the address, and the port if that changes, of a client's backend."""
+        common = f"{self.virtual.where.protocol}{self.reading.shape.suffix}{self.reading.family}"
+        host, port = f"sticky_{common}", f"sticky_port_{common}"
+        return (host,) if self.virtual.form == "host" else (host, port)
+
+    @property
+    def name(self) -> str:
+        """Return what tells chains apart that read or write such maps in different ways."""
+        return f"sticky_{self._prefix}{_tag(self.virtual.where)}"
+
+    @property
+    def _kept(self) -> Persistence:
+        kept = self.virtual.service.persistence
+        assert kept is not None
+        return kept
+
+    @property
+    def _prefix(self) -> int:
+        return self._kept.prefix(self.reading.family)
+
+    @property
+    def timeout(self) -> str:
+        """Return how long a client is remembered, as nft reads it."""
+        milliseconds = round(self._kept.timeout * 1000)
+        return f"{milliseconds}ms" if milliseconds % 1000 else f"{milliseconds // 1000}s"
+
+    @property
+    def lookup(self) -> str:
+        """Return what stands behind `dnat ip to` to send a client where it was before."""
+        packet = self._plain.slot_key(self.virtual.where.protocol)
+        key = f"{self._listen(packet)} . {self._client(brackets=True)}"
+        return " : ".join(f"{key} map @{name}" for name in self.maps)
+
+    @property
+    def record(self) -> str:
+        """Return the rule, in postrouting, that notes where a client went."""
+        protocol = self.virtual.where.protocol
+        key = f"{self._listen(self._plain.original_slot_key)} . {self._client(brackets=False)}"
+        data = (f"{ip(self.reading.family)} daddr", f"{protocol} dport")
+        match = "" if protocol == "any" else f"meta l4proto {protocol} "
+        return match + " ".join(
+            f"update @{name} {{ {key} timeout {self.timeout} : {value} }}"
+            for name, value in zip(self.maps, data, strict=False)
+        )
+
+    def declare(self, draft: Draft) -> None:
+        """Have the maps, and say what their elements may be."""
+        family: FieldType = address_type(self.reading.family)
+        client: FieldType = "ipv4_addr" if self.reading.family == 4 else "index"  # noqa: PLR2004 - the IP version
+        typeof = f"numgen inc mod 65536 . {'ip saddr' if client == 'ipv4_addr' else 'numgen inc mod 65536'}"
+        types: tuple[FieldType, ...] = (family, "inet_service")
+        words = (f"{ip(self.reading.family)} daddr", f"{self.virtual.where.protocol} dport")
+        for name, kind, word in zip(self.maps, types, words, strict=False):
+            shape = Map(
+                ("index", client), (kind,), MOST_CLIENTS, learned="timeout", typeof=f"{typeof} : {word}"
+            )
+            draft.declare(name, shape)
+        known = draft.learned.get(self.maps[0], Learned(self.maps, {}))
+        mine = frozenset(target.element for target in self.virtual.stay)
+        number = str(listen_hash(self.virtual.where, self.salt))
+        draft.learned[self.maps[0]] = replace(
+            known, maps=max(known.maps, self.maps, key=len), allowed={**known.allowed, number: mine}
+        )
+
+    @property
+    def _plain(self) -> Reading:
+        """Return the reading of what is hashed; interface and range are in the seed.
+
+        For an interface registers are too few, and the ports of a range are one for a client.
+        """
+        counted = self.reading.per_client
+        return replace(counted, shape=replace(counted.shape, interface=False))
+
+    def _listen(self, fields: str) -> str:
+        seed = _seed(self.virtual.where, self.salt)
+        return f"jhash {fields or 'meta l4proto'} mod {MODULUS} seed {seed:#x}"
+
+    def _client(self, *, brackets: bool) -> str:
+        """Return the part of a key that is the client; nft wants a mask in brackets in one place only."""
+        source, network = f"{ip(self.reading.family)} saddr", _network(self.reading.family, self._prefix)
+        if self._prefix < network.max_prefixlen:
+            source = f"{source} & {network.netmask}"
+            source = f"({source})" if brackets else source
+        if self.reading.family == 4:  # noqa: PLR2004 - the IP version
+            return source
+        return f"jhash {source} mod {MODULUS} seed {CLIENT_SEED:#x}"
+
+
+def client_key(address: str, kept: Persistence) -> str:
+    """Return the part of a key that stands for a client."""
+    client = ip_address(address)
+    if client.version == 4:  # noqa: PLR2004 - the IP version
+        return str(IPv4Network((int(client), kept.prefix_v4), strict=False).network_address)
+    prefix = IPv6Network((int(client), kept.prefix_v6), strict=False).network_address
+    return str(jhash(prefix.packed, CLIENT_SEED) * MODULUS >> 32)
+
+
+def listen_hash(where: Where, salt: int) -> int:
+    """Return what the kernel makes of a listen address: jhash of its fields, as in the registers."""
+    values: dict[Field, bytes] = {
+        "mark": struct.pack("=I", where.mark or 0),
+        "address": ip_address(where.address).packed if where.address else b"",
+        "port": struct.pack("!H", where.ports.low) + b"\0\0",
+    }
+    hidden = {"interface", "port"} if where.shape.port == "range" else {"interface"}
+    fields = [name for name in where.shape.slot_fields if name not in hidden]
+    key = b"".join(values[name] for name in fields) or bytes([NUMBERS.get(where.protocol, 0), 0, 0, 0])
+    return jhash(key, _seed(where, salt)) * MODULUS >> 32
+
+
+def salt(virtuals: Iterable[Virtual]) -> int:
+    """Return the first salt by which no two listen addresses of the same maps have the same hash."""
+    kept = [v.where for v in virtuals if v.service.persistence]
+    tried = 0
+    while True:
+        seen = {(where.protocol, where.shape, where.family, listen_hash(where, tried)) for where in kept}
+        if len(seen) == len(kept):
+            return tried
+        tried += 1
+
+
+def _tag(where: Where) -> str:
+    """Return what is in the seed and not in the hash, as a part of a name."""
+    hidden = _hidden(where)
+    return f"_{crc32(hidden.encode()):08x}" if hidden else ""
+
+
+def _seed(where: Where, salt: int) -> int:
+    # A seed of zero is a random one to nft.
+    return (crc32(_hidden(where).encode()) ^ salt) or 1
+
+
+def _hidden(where: Where) -> str:
+    ports = str(where.ports) if where.shape.port == "range" else ""
+    return f"{where.interface} {ports}".strip()
+
+
+def _network(family: int, prefix: int) -> IPv4Network | IPv6Network:
+    return IPv4Network((0, prefix)) if family == 4 else IPv6Network((0, prefix))  # noqa: PLR2004 - the IP version

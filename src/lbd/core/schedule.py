@@ -1,0 +1,202 @@
+"""Which backend a new connection gets: slots in maps, and the chain of a class that picks one.
+
+All services that pick alike share a chain: a class is protocol, family, shape, what the slots hold, how a
+slot is picked and among how many. The chain ends in a drop, since a slot that is not there (a packet between
+two generations) must not fall through to the director's own ports: dropped, the client tries again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from lbd.core import maglev
+from lbd.core.draft import Draft
+from lbd.core.persistence import Sticky
+from lbd.core.settings import HashField, Service
+from lbd.core.shape import Reading, address_type, ip, prefix
+from lbd.core.slots import reduce, share
+from lbd.core.state import FieldType, Map
+from lbd.core.virtual import Form, Target, Virtual
+
+# Least-connections gives out this many slots by weight and by what is open: a share can be off by 1/503.
+BALANCED_SLOTS = 251
+
+# How the fields of a hash are called in the name of a class, in the order in which they are hashed.
+LETTERS: Mapping[HashField, str] = {
+    "source-address": "sa",
+    "destination-address": "da",
+    "source-port": "sp",
+    "destination-port": "dp",
+}
+DEFAULT_HASH: tuple[HashField, ...] = ("source-address", "source-port")
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """How a slot is picked: `name` tells it from others, `expression` is nft's; and what the slots are."""
+
+    name: str
+    expression: str
+    slots: tuple[Target, ...]
+
+
+def hashed(service: Service) -> tuple[HashField, ...]:
+    """Return the fields that a service hashes, in the order in which the kernel is told to."""
+    fields = ("source-address",) if service.scheduler == "source-hash" else service.hash
+    return tuple(name for name in LETTERS if name in fields)
+
+
+def pick(virtual: Virtual, reading: Reading) -> Pick:
+    """Return the slots of a service and how nft picks one."""
+    service = virtual.service
+    if len(virtual.targets) == 1:
+        # A hash modulo 1 is refused by the kernel (ERANGE), and nothing is to be chosen.
+        return Pick("one", "numgen inc mod 1", tuple(virtual.targets))
+    if service.scheduler in ("maglev", "source-hash"):
+        size = service.table_size or maglev.table_size(virtual.total)
+        fields = hashed(service)
+        words = "" if fields == DEFAULT_HASH else "_" + "_".join(LETTERS[name] for name in fields)
+        expression = f"jhash {_hash_key(fields, virtual, reading)} mod {size} seed {maglev.SEED:#x}"
+        return Pick(f"maglev_{size}{words}", expression, _maglev(virtual.targets, size))
+    if service.scheduler == "least-connections":
+        # Slots change with what is open: as few of them as can be, hence a maglev table.
+        slots = _maglev(virtual.targets, BALANCED_SLOTS)
+        return Pick(f"random_{len(slots)}", f"numgen random mod {len(slots)}", slots)
+    slots = tuple(share(virtual.targets))
+    if service.scheduler == "random":
+        return Pick(f"random_{len(slots)}", f"numgen random mod {len(slots)}", slots)
+    # Turns are counted by the rule, so a service that takes turns needs a rule of its own.
+    return Pick(f"turns_{_spelt(virtual)}", f"numgen inc mod {len(slots)}", slots)
+
+
+def _maglev(targets: Mapping[Target, int], size: int) -> tuple[Target, ...]:
+    by_name = {target.element: target for target in targets}
+    # Reduced, since beside a weight of 65,535 one of 1 would get no slot at all.
+    weights = {target.element: weight for target, weight in reduce(targets).items()}
+    return tuple(by_name[name] for name in maglev.table(weights, size))
+
+
+def _hash_key(fields: tuple[HashField, ...], virtual: Virtual, reading: Reading) -> str:
+    family, protocol = ip(reading.family), virtual.where.protocol
+    words: dict[HashField, str] = {
+        "source-address": f"{family} saddr",
+        "destination-address": f"{family} daddr",
+        "source-port": f"{protocol} sport",
+        "destination-port": f"{protocol} dport",
+    }
+    return " . ".join(words[name] for name in fields)
+
+
+def _spelt(virtual: Virtual) -> str:
+    """Return what can be part of a chain's name and is of this listen address alone."""
+    where = virtual.where
+    if where.address and where.ports.single and not where.interface:
+        return f"{where.address.replace('.', '_').replace(':', '-')}_{where.ports}"
+    return blake2b(where.key.encode(), digest_size=6).hexdigest()
+
+
+def kind(virtual: Virtual, reading: Reading) -> str:
+    """Return what the names of a class and its maps have in common: "tcp4", "udp_range6"."""
+    return f"{virtual.where.protocol}{reading.shape.suffix}{reading.family}"
+
+
+def data(form: Form, reading: Reading) -> tuple[FieldType, ...]:
+    """Return the types of what a slot holds."""
+    address = address_type(reading.family)
+    return (address, "inet_service") if form == "port" else (address,)
+
+
+def add(draft: Draft, virtual: Virtual, reading: Reading, salt: int) -> str:
+    """Put the slots of `virtual` into their maps and return the chain that reads them."""
+    chosen, form = pick(virtual, reading), virtual.form
+    common, key = kind(virtual, reading), reading.slot_key(virtual.where.protocol)
+    slots = f"{'slots' if form == 'port' else 'hosts'}_{common}"
+    beginning = f"{virtual.where.slot_key} . " if virtual.where.slot_key else ""
+    shape = _slots_map(virtual, reading, form)
+    for i, target in enumerate(chosen.slots):
+        draft.put(slots, shape, f"{beginning}{i}", target.element)
+    tail = ""
+    if form == "shift":
+        tail = f" : {key} map @ports_{common}"
+        _shift(draft, virtual, reading)
+    where = f"{key} . " if key else ""
+    name = f"{common}_{'' if form == 'port' else form + '_'}{chosen.name}"
+    to = f"dnat {ip(reading.family)} to "
+    rules = [f"{to}{where}{chosen.expression} map @{slots}{tail}", "drop"]
+    if virtual.service.persistence:
+        sticky = Sticky(virtual, reading, salt)
+        sticky.declare(draft)
+        name += f"_{sticky.name}"
+        # nft takes a port only behind a match on the protocol, which a hash does not imply.
+        match = "" if form == "host" else f"meta l4proto {virtual.where.protocol} "
+        rules.insert(0, f"{match}{to}{sticky.lookup}")
+    if pins := _pins(virtual):
+        name += "_pinned"
+        held = f"{'pins' if form == 'port' else 'pinhosts'}_{common}"
+        client = f"{where}{ip(reading.family)} saddr"
+        shape = _pins_map(virtual, reading, form)
+        for client_prefix, target in pins.items():
+            draft.put(held, shape, f"{beginning}{client_prefix}", target.element)
+        rules.insert(0, f"{to}{client} map @{held}{tail}")
+    return draft.chain(name, *rules)
+
+
+def _slots_map(virtual: Virtual, reading: Reading, form: Form) -> Map:
+    protocol = virtual.where.protocol
+    fields = reading.shape.slot_fields
+    packet = reading.typeof(protocol)
+    target = f"{ip(reading.family)} daddr" + (f" . {protocol} dport" if form == "port" else "")
+    typeof = f"{packet} . numgen inc mod 65536" if packet else "numgen inc mod 65536"
+    return Map(
+        (*reading.shape.types(reading.family, fields), "index"),
+        data(form, reading),
+        0,
+        counter=True,
+        interval=reading.shape.interval,
+        typeof=f"{typeof} : {target}",
+    )
+
+
+def _pins_map(virtual: Virtual, reading: Reading, form: Form) -> Map:
+    types = reading.shape.types(reading.family, reading.shape.slot_fields)
+    protocol, family = virtual.where.protocol, ip(reading.family)
+    packet = reading.typeof(protocol)
+    client = f"{packet} . {family} saddr" if packet else f"{family} saddr"
+    target = f"{family} daddr" + (f" . {protocol} dport" if form == "port" else "")
+    return Map(
+        (*types, address_type(reading.family)),
+        data(form, reading),
+        0,
+        interval=True,
+        typeof=f"{client} : {target}",
+    )
+
+
+def _pins(virtual: Virtual) -> dict[str, Target]:
+    """Return the pinned clients of the family and where they go, as far as that takes connections."""
+    pins: dict[str, Target] = {}
+    for pin in virtual.service.pins:
+        address = str(pin.backend.address)
+        found = next((t for t in virtual.stay if t.address == address and _is_of(pin.backend.ports, t)), None)
+        if found is not None and pin.client.version == virtual.where.family:
+            pins[prefix(pin.client)] = found
+    return pins
+
+
+def _is_of(ports: object, target: Target) -> bool:
+    return ports is None or ports == target.ports
+
+
+def _shift(draft: Draft, virtual: Virtual, reading: Reading) -> None:
+    """Say for each port of the range which port it becomes; the same for all backends."""
+    ports = next(target.ports for target in virtual.targets)
+    assert ports is not None
+    where, fields = virtual.where, reading.shape.slot_fields
+    types = reading.shape.types(reading.family, fields)
+    shape = Map(types, ("inet_service",), 0)
+    for i in range(len(ports)):
+        words = [{"interface": where.interface, "address": where.address}.get(name, "") for name in fields]
+        words[-1] = str(where.ports.low + i)
+        draft.put(f"ports_{kind(virtual, reading)}", shape, " . ".join(words), str(ports.low + i))
