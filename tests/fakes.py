@@ -47,6 +47,7 @@ def state(host):
         {name: (chain.hook, chain.rules) for name, chain in ruleset.chains.items()},
         {name: replace(shape, size=0) for name, shape in ruleset.maps.items()},
         ruleset.elements,
+        ruleset.limits,
     )
     return table, host.addresses, host.routes, host.rules, host.sysctls
 

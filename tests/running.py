@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 
 from lbd import client
-from lbd.core.program import SCHEMA
+from lbd.core.desired import desired
 from lbd.core.source import Source
-from lbd.host import netlink, nft_read
+from lbd.host import files, netlink, nft_read
 from lbd.intent import build
 from lbd.lab.namespaces import wait_until
 from lbd.lab.traffic import ask
@@ -207,8 +207,10 @@ class Director(AbstractContextManager["Director"]):
         return self.lab.run(self.host, ["ip", *words]).stdout
 
     def table(self):
-        """Its table as the kernel has it; None when there is none."""
-        return nft_read.read(self._sock, SCHEMA)[0]
+        """Its table as the kernel has it, as far as its file says what is in it; None when there is none."""
+        found = files.read(self.path)
+        schema = desired(build(found.sources).config).table.maps
+        return nft_read.read(self._sock, schema)[0]
 
     def generation(self):
         """The number of the last commit in its network namespace, by anybody."""

@@ -51,8 +51,9 @@ LISTENS = (
     ),
     *(Listen(ip_address(address), EVERY_PORT, "any") for address in ("192.0.2.1", "2001:db8::1", "0.0.0.0")),
 )
-# Two of three are what most files have.
+# What most files have, and what backends with a range of ports go with.
 COMMON = tuple(each for each in LISTENS if each.ports.single and not each.wildcard)
+SHIFTED = tuple(each for each in LISTENS if len(each.ports) == len(FOUR))
 MARKS = (0x1, 0x4C)
 BACKENDS = {
     4: tuple(map(ip_address, ("10.0.0.1", "10.0.0.2", "10.0.0.3"))),
@@ -91,7 +92,9 @@ PREFIXES = tuple(
 )
 EVERYBODY = tuple(map(ip_network, ("0.0.0.0/0", "::/0")))
 FILES = (
-    PrefixFile("lists/office.txt", collapsed([*PREFIXES, ip_network("10.1.0.0/16"), ip_network("10.2.0.0/15")])),
+    PrefixFile(
+        "lists/office.txt", collapsed([*PREFIXES, ip_network("10.1.0.0/16"), ip_network("10.2.0.0/15")])
+    ),
     PrefixFile("lists/four.txt", collapsed(map(ip_network, ("198.51.100.0/24", "203.0.113.9")))),
     PrefixFile("lists/all.txt", EVERYBODY),
     PrefixFile("lists/none.txt", ()),
@@ -241,12 +244,10 @@ def _service(draw, name, listens, interface, mark=None):
         families = draw(st.sampled_from(([4], [6], [4, 6])))
     backends = ()
     ports = draw(st.sampled_from(_ports(listens)))
-    if draw(st.integers(0, 5)):
+    if draw(st.integers(0, 9)) != 1:
         backends = tuple(backend for family in families for backend in draw(_backends(family, ports)))
     sorry = draw(st.lists(st.sampled_from(families), unique=True, max_size=1))
-    scheduler = draw(
-        st.sampled_from(("random", "round-robin", "maglev", "source-hash", "least-connections"))
-    )
+    scheduler = draw(st.sampled_from(("random", "round-robin", "maglev", "source-hash", "least-connections")))
     hashes = scheduler in ("maglev", "source-hash")
     has_ports = mark is None and all(listen.protocol != "any" for listen in listens)
     allow, deny = draw(_access())
@@ -288,8 +289,8 @@ def _services(draw):
                 services.append(draw(_service(f"s{number}", (), interface, mark)))
             continue
         listens = []
-        drawn = st.one_of(st.sampled_from(COMMON), st.sampled_from(COMMON), st.sampled_from(LISTENS))
-        for listen in draw(st.lists(drawn, min_size=1, max_size=3)):
+        pool = draw(st.sampled_from((COMMON, COMMON, COMMON, LISTENS, SHIFTED)))
+        for listen in draw(st.lists(st.sampled_from(pool), min_size=1, max_size=3)):
             free = not any(conflict(listen, other) for where, other in taken if where == interface)
             if free and (interface or not listen.wildcard):
                 taken.append((interface, listen))

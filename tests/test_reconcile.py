@@ -9,7 +9,6 @@ from fakes import clone, hosts, state, wanted
 from lbd.core.desired import desired
 from lbd.core.ops import AddRoute
 from lbd.core.plan import Plan
-from lbd.core.program import SCHEMA
 from lbd.core.settings import Config
 from lbd.core.state import Memory, Route
 from lbd.reconcile import Outcome, RefusedError, plan, reconcile, remove
@@ -62,10 +61,11 @@ def test_the_table_is_what_the_file_asks_for(wish):
     host = FakeHost()
     outcome = reconcile(host, wish)
     assert outcome.converged
-    chains, maps, elements = state(host)[0]
+    chains, maps, elements, limits = state(host)[0]
     assert chains == {name: (chain.hook, list(chain.rules)) for name, chain in wish.table.chains.items()}
-    assert maps.keys() == SCHEMA.keys()
+    assert maps == {name: replace(shape, size=0) for name, shape in wish.table.maps.items()}
     assert elements == wish.table.elements
+    assert limits == wish.table.limits
     assert outcome.elements == sum(map(len, elements.values()))
     assert host.addresses == dict.fromkeys(wish.addresses, True)
     assert host.routes.keys() == wish.routes.keys()

@@ -102,7 +102,9 @@ def _limits(limits):
     rates = {"new": limits.new, "client_new": limits.client_new}
     keys = {f"{name}_per_second": rate and rate.per_second for name, rate in rates.items()}
     keys |= {f"{name}_burst": rate and rate.burst for name, rate in rates.items()}
-    return _there(keys | {"client_connections": limits.client_connections or None, "synproxy": limits.synproxy})
+    return _there(
+        keys | {"client_connections": limits.client_connections or None, "synproxy": limits.synproxy}
+    )
 
 
 def _there(keys):

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from lbd.core.ops import AddRule, HostOp, NftOp, Remember
 from lbd.core.plan import Plan, body, diff, removal
-from lbd.core.state import Desired, Live, Memory
+from lbd.core.state import Desired, Live, LiveTable, Memory, Table, TableFamily
 from lbd.core.words import cut
 
 
@@ -145,7 +145,7 @@ def remove(host: Host) -> Outcome:
 
 
 def _count(live: Live) -> int:
-    return sum(map(len, live.table.elements.values())) if live.table else 0
+    return sum(len(e) for table in (live.table, live.ingress) if table for e in table.elements.values())
 
 
 class _Run:
@@ -190,17 +190,20 @@ class _Run:
         If somebody else committed since, the read may show their hand and not ours: then only bodies
         that were never seen before are taken, and any other difference is drift for the next look.
         """
-        if live.table is None:
-            return live
         ours = live.generation == self.generation
         known = {}
-        for name, chain in desired.table.chains.items():
-            text, found = body(chain), live.table.chains.get(name)
-            before = live.memory.bodies.get(text)
-            if found and (ours or before is None) and len(found.digests) == len(chain.rules):
-                known[text] = found.digests
-            elif before is not None:
-                known[text] = before
+        pairs: tuple[tuple[TableFamily, Table | None, LiveTable | None], ...] = (
+            ("inet", desired.table, live.table),
+            ("netdev", desired.ingress, live.ingress),
+        )
+        for family, wanted, there in pairs:
+            for name, chain in wanted.chains.items() if wanted and there else ():
+                text, found = body(chain, family), there.chains.get(name) if there else None
+                before = live.memory.bodies.get(text)
+                if found and (ours or before is None) and len(found.digests) == len(chain.rules):
+                    known[text] = found.digests
+                elif before is not None:
+                    known[text] = before
         if known == live.memory.bodies:
             return live
         memory = replace(live.memory, bodies=known)

@@ -1,10 +1,15 @@
 """What a file means for the host, in the kernel's terms."""
 
+from collections import Counter
+from datetime import UTC, datetime
+from ipaddress import ip_network
+
 import pytest
 from hypothesis import given, settings
 
 from lbd.core.config import parse
 from lbd.core.desired import desired
+from lbd.core.observed import Observed, expired
 from lbd.core.slots import MOST
 from lbd.core.source import Source
 from lbd.core.state import Address, Desired, Route, RouteKey, Rule
@@ -70,24 +75,91 @@ def test_drained_backend_keeps_the_size_of_the_table():
 
 def test_service_of_an_interface_is_found_by_it():
     elements = wish(service(interface='"eth0"')).table.elements
-    assert not elements["services4"]
+    assert "services4" not in elements
     assert list(elements["services_if4"]) == ["eth0 . 192.0.2.1 . tcp . 80"]
 
 
 @pytest.mark.parametrize(
-    ("path", "name", "data"),
-    [("masquerade", "masquerade4", ""), ("snat:198.51.100.9", "snat4", "198.51.100.9")],
+    ("path", "chain"),
+    [
+        ("gateway", "gateway4"),
+        ("masquerade", "masqueraded"),
+        ("snat:198.51.100.9", "snat_one4"),
+    ],
 )
-def test_return_path_is_an_element(path, name, data):
-    elements = wish(service(return_path=f'"{path}"')).table.elements
-    assert elements[name] == {"192.0.2.1 . tcp . 80": data}
-    assert not (elements["masquerade4"].keys() & elements["snat4"].keys())
+def test_return_path_is_an_element(path, chain):
+    table = wish(service(return_path=f'"{path}"')).table
+    assert table.elements["return_path4"] == {"192.0.2.1 . tcp . 80": f"goto {chain}"}
+    assert {"gateway4", "masqueraded", "snat_one4"} & table.chains.keys() == {chain}
+    sources = {"192.0.2.1 . tcp . 80": "198.51.100.9"} if chain == "snat_one4" else None
+    assert table.elements.get("snat4") == sources
 
 
-def test_gateway_needs_no_element():
-    elements = wish(service()).table.elements
-    assert not elements["masquerade4"]
-    assert not elements["snat4"]
+def test_services_with_one_pool_of_sources_share_its_chain():
+    path = '"snat:198.51.100.9,198.51.100.10 port 20000-29999"'
+    table = wish(
+        service(return_path=path) + service(name='"b"', listen='"192.0.2.2:80"', return_path=path)
+    ).table
+    (chain,) = {verdict.removeprefix("goto ") for verdict in table.elements["return_path4"].values()}
+    assert "snat4" not in table.maps
+    assert table.chains[chain].rules[-1] == (
+        "snat ip to jhash ip saddr mod 2 seed 0x1 map { 0 : 198.51.100.9, 1 : 198.51.100.10 }"
+    )
+
+
+def test_only_networks_of_backends_behind_a_gateway_are_told():
+    neighbours = frozenset((ip_network(net), "eth1") for net in ("10.0.0.0/24", "10.0.1.0/24", "fd00::/64"))
+    config = parse(Source("lbd.toml", service()))
+    assert desired(config, Observed(neighbours=neighbours)).table.elements["neighbours4"] == {
+        "10.0.0.0/24 . eth1": ""
+    }
+    config = parse(Source("lbd.toml", service(return_path='"masquerade"')))
+    assert "neighbours4" not in desired(config, Observed(neighbours=neighbours)).table.maps
+
+
+def slots(text, **observed):
+    """The backends of the slots of the only service, by the map's data."""
+    elements = desired(parse(Source("lbd.toml", text)), Observed(**observed)).table.elements
+    return {data.split(" . ")[0] for data in elements.get("slots_tcp4", {}).values()}
+
+
+def test_backups_are_used_when_nothing_before_them_is_left():
+    keys = ('address = "10.0.0.1"', 'address = "10.0.0.2", backup = true', 'address = "10.0.0.3", backup = 2')
+
+    def text(*downs):
+        states = ['state = "down"' if n in downs else 'state = "up"' for n in range(len(keys))]
+        listed = ", ".join(f"{{ {key}, {state} }}" for key, state in zip(keys, states, strict=True))
+        return service(backends=f"[{listed}]", sorry_server='"10.0.0.9"')
+
+    assert slots(text()) == {"10.0.0.1"}
+    assert slots(text(0)) == {"10.0.0.2"}
+    assert slots(text(0, 1)) == {"10.0.0.3"}
+    assert slots(text(0, 1, 2)) == {"10.0.0.9"}
+    # As many connections as it may have.
+    assert slots(text(), full=frozenset({("web", "10.0.0.1")})) == {"10.0.0.2"}
+
+
+def test_share_of_a_backend_may_be_another_than_the_files():
+    text = service(scheduler='"least-connections"')
+    elements = desired(
+        parse(Source("lbd.toml", text)), Observed(shares={("web", "10.0.0.1"): 9})
+    ).table.elements
+    count = Counter(data for data in elements["slots_tcp4"].values())
+    assert count["10.0.0.1 . 80"] > 5 * count["10.0.0.2 . 8080"]
+
+
+def test_drained_backend_keeps_its_clients_until_its_time_is_over():
+    drained = '{ address = "10.0.0.2", state = "drain", drain_until = 2026-12-31T22:00:00Z }'
+    config = parse(Source("lbd.toml", service(backends=f'["10.0.0.1", {drained}]', persistence='"10m"')))
+
+    def allowed(**observed):
+        (learned,) = desired(config, Observed(**observed)).table.learned
+        (known,) = learned.allowed.values()
+        return known
+
+    assert allowed() == {"10.0.0.1 . 80", "10.0.0.2 . 80"}
+    over = expired(config, datetime(2026, 12, 31, 22, tzinfo=UTC))
+    assert allowed(expired=over) == {"10.0.0.1 . 80"}
 
 
 @pytest.mark.parametrize(

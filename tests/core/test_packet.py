@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lbd.core.packet import Packet, Paths, endpoint, parse
+from lbd.core.packet import End, Packet, Paths, endpoint, parse
 
 CLIENT, VIP, BACKEND = ("198.51.100.7", 40000), ("192.0.2.1", 80), ("10.0.0.1", 8080)
 SYN, ACK, FIN, PSH = 2, 16, 1, 8
@@ -137,12 +137,19 @@ def test_packet_is_one_line():
     assert str(parse("in", "eth0", UDP6)) == "eth0 [2001:db8:1::7]:40000 > [2001:db8::1]:53 udp"
 
 
+def one(protocol, address, port):
+    return End(protocol, address, port, port)
+
+
 PATHS = Paths.of(
     [
-        ("web", "tcp", VIP, [BACKEND, ("10.0.0.2", 8080)]),
-        ("shop", "tcp", ("192.0.2.2", 80), [BACKEND]),
-        ("shop", "tcp", ("192.0.2.2", 81), [BACKEND]),
-        ("dns", "udp", ("192.0.2.1", 53), [("10.0.0.1", 53)]),
+        ("web", one("tcp", *VIP), [one("tcp", *BACKEND), one("tcp", "10.0.0.2", 8080)]),
+        ("shop", one("tcp", "192.0.2.2", 80), [one("tcp", *BACKEND)]),
+        ("shop", one("tcp", "192.0.2.2", 81), [one("tcp", *BACKEND)]),
+        ("dns", one("udp", "192.0.2.1", 53), [one("udp", "10.0.0.1", 53)]),
+        ("games", End("udp", "192.0.2.3", 8000, 8003), [End("udp", "10.0.0.3", 9000, 9003)]),
+        ("all", End("any", "192.0.2.4", 0, 65535), [End("any", "10.0.0.4", 0, 65535)]),
+        ("box", one("tcp", "", 25), [one("tcp", "10.0.0.5", 25)]),
     ]
 )
 
@@ -173,6 +180,36 @@ def test_protocol_is_part_of_a_listen_address():
     assert PATHS.explain(packet) == ("dns", "request enters")
     packet = Packet("in", "eth0", CLIENT[0], "192.0.2.1", "tcp", CLIENT[1], 53)
     assert PATHS.explain(packet) == ("", "packet enters")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "source", "destination", "service", "part"),
+    [
+        ("udp", CLIENT, ("192.0.2.3", 8003), "games", "request enters"),
+        ("udp", CLIENT, ("192.0.2.3", 8004), "", "packet enters"),
+        ("tcp", CLIENT, ("192.0.2.3", 8003), "", "packet enters"),
+        ("udp", ("10.0.0.3", 9000), CLIENT, "games", "reply enters"),
+        ("icmp", CLIENT, ("192.0.2.4", 0), "all", "request enters"),
+        ("tcp", ("10.0.0.4", 22), CLIENT, "all", "reply enters"),
+        # Every address of the director, but not a packet to a backend of somebody else.
+        ("tcp", CLIENT, ("192.0.2.99", 25), "box", "request enters"),
+        ("tcp", CLIENT, ("10.0.0.5", 25), "box", "request enters"),
+    ],
+)
+def test_what_is_wider_than_a_port_is_named_too(protocol, source, destination, service, part):
+    packet = Packet("in", "eth0", source[0], destination[0], protocol, source[1], destination[1])
+    assert PATHS.explain(packet) == (service, part)
+
+
+def test_a_port_is_more_exact_than_a_range():
+    paths = Paths.of(
+        [
+            ("one", one("tcp", *VIP), [one("tcp", *BACKEND)]),
+            ("many", End("tcp", "192.0.2.1", 1, 1024), [one("tcp", "10.0.0.2", 80)]),
+        ]
+    )
+    packet = Packet("in", "eth0", CLIENT[0], VIP[0], "tcp", CLIENT[1], VIP[1])
+    assert paths.explain(packet) == ("one", "request enters")
 
 
 def test_a_later_fragment_has_no_ports():

@@ -18,7 +18,9 @@ from lbd.core.ops import (
     SetSysctl,
 )
 from lbd.core.plan import Plan, body, diff, removal
-from lbd.core.program import Listen, Target, Virtual, build
+from lbd.core.program import build
+from lbd.core.settings import Ports, Service
+from lbd.core.shape import Where
 from lbd.core.state import (
     PROTOCOL,
     Address,
@@ -31,6 +33,7 @@ from lbd.core.state import (
     Route,
     Rule,
 )
+from lbd.core.virtual import Target, Virtual
 
 FORWARD = "net.ipv4.ip_forward"
 STATIC = 4
@@ -39,11 +42,18 @@ OTHER = replace(ROUTE, via="192.168.2.253")
 EMPTY = build([])
 
 
-def table(*backends, port=80):
-    targets = {Target(backend, 80): 1 for backend in backends}
-    return build(
-        [Virtual(Listen(4, "tcp", "192.0.2.1", port), targets, total=len(targets), scheduler="random")]
-    )
+HTTP = Ports(80, 80)
+
+
+def virtual(*backends, port=80, **keys):
+    targets = {Target(backend, HTTP): 1 for backend in backends}
+    service = Service("web", (), (), scheduler="random", **keys)
+    where = Where(4, "tcp", "192.0.2.1", Ports(port, port))
+    return Virtual(where, service, targets, total=len(targets), stay=frozenset(targets))
+
+
+def table(*backends, **keys):
+    return build([virtual(*backends, **keys)])
 
 
 def live(want, **keys):
@@ -52,7 +62,7 @@ def live(want, **keys):
     maps = {name: replace(shape, typeof="") for name, shape in want.maps.items()}
     bodies = {body(chain): chain.rules for chain in want.chains.values()}
     keys.setdefault("memory", Memory(bodies=bodies))
-    return Live(LiveTable(chains, maps, want.elements), **keys)
+    return Live(LiveTable(chains, maps, want.elements, want.limits), **keys)
 
 
 def wish(**keys):
@@ -97,22 +107,21 @@ def test_chain_that_nothing_goes_to_any_more_goes_in_a_later_transaction():
 
 
 def test_map_that_is_too_small_is_made_anew_with_the_rules_that_name_it():
-    want = build(
-        [Virtual(Listen(4, "tcp", "192.0.2.1", n), {Target("10.0.0.1", 80): 1}, 1) for n in range(1, 2000)]
-    )
+    want = build(virtual("10.0.0.1", port=n) for n in range(1, 2000))
     lines = [str(op) for op in diff(live(table("10.0.0.1")), wish(table=want)).swap]
     places = [
         next(i for i, line in enumerate(lines) if line.startswith(start))
         for start in (
-            "flush chain inet lbd prerouting",
+            "flush chain inet lbd services",
             "delete map inet lbd services4",
             "add map inet lbd services4 ",
             "add element inet lbd services4 ",
-            "add rule inet lbd prerouting ",
+            "add rule inet lbd services ",
         )
     ]
     assert places == sorted(places)
-    assert not any("masquerade" in line and "map" in line for line in lines)
+    # What does not name it, and what still fits, is left alone.
+    assert not any("chain inet lbd prerouting" in line or "neighbours4" in line for line in lines)
 
 
 def test_map_that_is_larger_than_needed_stays():

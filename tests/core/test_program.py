@@ -6,27 +6,43 @@ as if it were your own firewall.
 """
 
 import os
+import re
+from ipaddress import ip_network
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 
+from lbd.core import schedule
 from lbd.core.config import parse
 from lbd.core.desired import FORWARDING, desired
+from lbd.core.observed import Observed
 from lbd.core.plan import diff
-from lbd.core.program import Listen, Target, Virtual, build, schedule
+from lbd.core.program import build
+from lbd.core.schedule import Pick
+from lbd.core.settings import Ports, Scheduler, Service
+from lbd.core.shape import Reading, Where
 from lbd.core.source import Source
 from lbd.core.state import Live
+from lbd.core.virtual import Target, Virtual
 from strategies import desireds
 
-FILES = sorted((Path(__file__).parent / "golden" / "program").glob("*.toml"))
+GOLDEN = Path(__file__).parent / "golden" / "program"
+FILES = sorted(GOLDEN.glob("*.toml"))
+# The files of prefixes that they name, and the networks of the host that they are for.
+LISTS = sorted(GOLDEN.glob("*.list"))
+HOST = Observed(
+    neighbours=frozenset({(ip_network("10.0.0.0/24"), "eth1"), (ip_network("fd00::/64"), "eth1")})
+)
 
-ONE, TWO, THREE = (Target(f"10.0.0.{n}", 8080) for n in (1, 2, 3))
+ONE, TWO, THREE = (Target(f"10.0.0.{n}", Ports(8080, 8080)) for n in (1, 2, 3))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_plan_from_an_untouched_host(file):
-    wish = desired(parse(Source(file.name, file.read_text())))
+    lists = [Source(each.name, each.read_text(), kind="prefixes") for each in LISTS]
+    wish = desired(parse(Source(file.name, file.read_text()), lists), HOST)
     plan = diff(Live(sysctls=dict.fromkeys(FORWARDING.values(), "0")), wish)
     groups = {"before": plan.before, "swap": plan.swap, "collect": plan.collect, "after": plan.after}
     text = "".join(f"# {name}\n" + "".join(f"{op}\n" for op in ops) for name, ops in groups.items() if ops)
@@ -35,16 +51,22 @@ def test_plan_from_an_untouched_host(file):
         expected.write_text(text)
     assert text == expected.read_text()
     assert not plan.unsafe
+    assert not plan.forget
 
 
 def test_there_are_golden_files():
-    assert len(FILES) >= 7
+    assert len(FILES) >= 16
 
 
-def virtual(address="192.0.2.1", port=80, targets=None, **keys):
+def virtual(address="192.0.2.1", port=80, targets=None, total=None, **keys):
     targets = {ONE: 1, TWO: 1} if targets is None else targets
-    keys.setdefault("total", sum(targets.values()))
-    return Virtual(Listen(6 if ":" in address else 4, "tcp", address, port), targets, **keys)
+    total = sum(targets.values()) if total is None else total
+    where = Where(6 if ":" in address else 4, "tcp", address, Ports(port, port))
+    return Virtual(where, Service("web", (), (), **keys), targets, total)
+
+
+def pick(given):
+    return schedule.pick(given, Reading(given.where.shape, given.where.family))
 
 
 def classes(table):
@@ -52,12 +74,12 @@ def classes(table):
     return {name: chain for name, chain in table.chains.items() if name.startswith(("tcp", "udp"))}
 
 
-@pytest.mark.parametrize("scheduler", ["maglev", "random"])
+@pytest.mark.parametrize("scheduler", ["maglev", "source-hash", "random", "least-connections"])
 def test_rules_do_not_grow_with_services(scheduler):
-    many = build(virtual(port=port, scheduler=scheduler) for port in range(1, 200))
+    many = build(virtual(port=port, scheduler=scheduler) for port in range(1, 50))
     one = build([virtual(scheduler=scheduler)])
     assert many.chains == one.chains
-    assert len(many.elements["services4"]) == 199
+    assert len(many.elements["services4"]) == 49
 
 
 def test_each_service_that_takes_turns_has_its_own_counter():
@@ -69,22 +91,22 @@ def test_each_service_that_takes_turns_has_its_own_counter():
     assert len(classes(table)) == 8
 
 
-@pytest.mark.parametrize("scheduler", ["maglev", "random", "round-robin"])
+@pytest.mark.parametrize("scheduler", [*get_args(Scheduler)])
 def test_one_backend_needs_no_choice(scheduler):
-    slots, chain, pick = schedule(virtual(targets={ONE: 7}, scheduler=scheduler))
-    assert (slots, chain, pick) == ([ONE], "tcp4_one", "numgen inc mod 1")
+    alone = virtual(targets={ONE: 7}, scheduler=scheduler)
+    assert pick(alone) == Pick("one", "numgen inc mod 1", (ONE,))
+    assert classes(build([alone])).keys() == {"tcp4_one"}
 
 
 def test_backend_that_dies_does_not_change_the_size_of_a_maglev_table():
-    whole = schedule(virtual(targets={ONE: 2, TWO: 2, THREE: 2}, total=6))
-    less = schedule(virtual(targets={ONE: 2, TWO: 2}, total=6))
-    assert whole[1:] == less[1:]
-    assert len(whole[0]) == len(less[0])
+    whole = pick(virtual(targets={ONE: 2, TWO: 2, THREE: 2}, total=6))
+    less = pick(virtual(targets={ONE: 2, TWO: 2}, total=6))
+    assert (whole.name, whole.expression) == (less.name, less.expression)
+    assert len(whole.slots) == len(less.slots)
 
 
 def test_lightest_of_backends_has_a_slot():
-    slots, _, _ = schedule(virtual(targets={ONE: 65535, TWO: 1}, total=65536))
-    assert TWO in slots
+    assert TWO in pick(virtual(targets={ONE: 65535, TWO: 1}, total=65536)).slots
 
 
 def test_order_of_services_does_not_matter():
@@ -100,27 +122,100 @@ def test_packets_are_only_looked_at_when_a_service_asks_for_it():
     assert [name for name in table.chains if name.startswith("log")] == ["log_prerouting"]
 
 
-@settings(max_examples=60, deadline=None)
+NAME = re.compile(r"[a-z][a-z0-9_-]{0,127}")
+
+
+def test_no_text_of_the_file_is_a_name():
+    """Of names of services and files only a digest is left: they are anything that somebody may think of."""
+    text = """
+        [[service]]
+        name = "flush.ruleset"
+        listen = ["192.0.2.1:80", "[2001:db8::1]:8000-8003/udp"]
+        backends = ["10.0.0.1", "10.0.0.2", "[fd00::1]"]
+        scheduler = "round-robin"
+        persistence = "10m"
+        allow = [{ file = '"; flush ruleset #.list' }]
+        limits = { new_per_second = 1, client_new_per_second = 1, client_connections = 1 }
+        log = "path"
+        """
+    source = Source("lbd.toml", text)
+    lists = [Source('"; flush ruleset #.list', "203.0.113.0/24", kind="prefixes")]
+    wish = desired(parse(source, lists))
+    lines = "\n".join(diff(Live(sysctls=dict.fromkeys(FORWARDING.values(), "0")), wish).lines())
+    assert "ruleset" not in lines
+    assert "#" not in lines
+    table = wish.table
+    assert all(NAME.fullmatch(name) for name in (*table.chains, *table.maps, *table.limits))
+
+
+GOES = re.compile(r"\b(?:goto|jump) ([\w-]+)")
+NAMED = re.compile(r"@(\w+)")
+PICKS = re.compile(r" mod (\d+)(?: seed \w+)? map @((?:slots|hosts)_\w+)")
+SHIFTS = re.compile(r" map @(ports_\w+)")
+
+
+@settings(max_examples=200, deadline=None)
 @given(desireds())
 def test_program_has_no_loose_end(wish):
     table = wish.table
     assert table.maps.keys() == table.elements.keys()
-    for services in ("services4", "services_if4", "services6", "services_if6"):
-        for key, verdict in table.elements[services].items():
-            goto, chain = verdict.split()
-            assert goto == "goto"
-            assert table.chains[chain].hook is None
-            if not chain.startswith("when_empty"):
-                _has_every_slot(table, key, table.chains[chain].rules[0])
-    for shape, items in ((table.maps[name], table.elements[name]) for name in table.maps):
+    rules = [rule for chain in table.chains.values() for rule in chain.rules]
+    assert {name for rule in rules for name in NAMED.findall(rule)} == table.maps.keys()
+
+    held = {name for name, shape in table.maps.items() if shape.data == "verdict"}
+    verdicts = [data for name in held for data in table.elements[name].values()]
+    assert all(re.fullmatch(r"(goto|jump) [\w-]+", verdict) for verdict in verdicts)
+    goals = {goal for text in (*rules, *verdicts) for goal in GOES.findall(text)}
+    idle = {"refuse_drop", "refuse_reject"}
+    assert goals | idle == {name for name, chain in table.chains.items() if chain.hook is None}
+
+    limited = [name for name, shape in table.maps.items() if shape.data == "limit"]
+    assert {data for name in limited for data in table.elements[name].values()} == table.limits.keys()
+    for each in table.learned:
+        # Otherwise every note would be taken for a wrong one, and forgotten.
+        assert all(
+            data.count(" . ") == len(each.maps) - 1 for known in each.allowed.values() for data in known
+        )
+    told = {name for each in table.learned for name in each.maps}
+    noting = {name for name, shape in table.maps.items() if shape.learned and shape.data}
+    assert told == noting
+    assert all(NAME.fullmatch(name) for name in (*table.chains, *table.maps, *table.limits))
+    for name, shape in table.maps.items():
         # Room to grow: a map that is full would be made anew, and lose its counters.
-        assert 2 * len(items) <= shape.size
+        assert 2 * len(table.elements[name]) <= shape.size
+        assert not (shape.learned and table.elements[name])
 
 
-def _has_every_slot(table, key, rule):
+@settings(max_examples=200, deadline=None)
+@given(desireds())
+def test_every_service_has_every_slot(wish):
     """A slot that is not there would drop a share of the connections, and nobody would be told."""
-    address, _, port = key.split(" . ")[-3:]
-    count = int(rule.split(" mod ")[1].split()[0])
-    slots = table.elements[rule.split("@")[1]]
-    assert all(f"{address} . {port} . {index}" in slots for index in range(count))
-    assert f"{address} . {port} . {count}" not in slots
+    table = wish.table
+    for name, shape in table.maps.items():
+        if not name.startswith("services"):
+            continue
+        ends = name.removeprefix("services")
+        for key, verdict in table.elements[name].items():
+            chain = verdict.removeprefix("goto ")
+            if chain == f"guard{ends}":
+                assert table.chains[chain].rules[-1] == f"goto limited{ends}"
+                chain = table.elements[f"schedule{ends}"][key].removeprefix("goto ")
+            if not chain.startswith("refuse"):
+                words = zip(shape.key, key.split(" . "), strict=True)
+                begin = [word for kind, word in words if kind != "inet_proto"]
+                _has_every_slot(table, begin, table.chains[chain].rules)
+
+
+def _has_every_slot(table, begin, rules):
+    assert rules[-1] == "drop"
+    picking = rules[-2]
+    count, slots = PICKS.search(picking).groups()
+    held = table.elements[slots]
+    assert all(" . ".join([*begin, str(index)]) in held for index in range(int(count)))
+    assert " . ".join([*begin, count]) not in held
+    if shifting := SHIFTS.search(picking):
+        low, high = map(int, begin[-1].split("-"))
+        ports = [table.elements[shifting[1]][" . ".join([*begin[:-1], str(n)])] for n in range(low, high + 1)]
+        # Somewhere else, in the same order.
+        assert [int(port) - int(ports[0]) for port in ports] == list(range(high - low + 1))
+        assert int(ports[0]) != low

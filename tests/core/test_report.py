@@ -6,11 +6,12 @@ from lbd.core import entry, report
 from lbd.core.ops import AddElements, FlushChain
 from lbd.core.packet import Packet
 from lbd.core.plan import Plan
-from lbd.core.program import SCHEMA
 from lbd.core.report import Actor
 from lbd.core.source import BadFileError, Problem
+from lbd.core.state import Map
 from lbd.core.words import LONGEST_LINE
 
+SERVICES = Map(("ipv4_addr", "inet_proto", "inet_service"), "verdict", 1024, counter=True)
 PLAN = Plan(swap=(FlushChain("prerouting"),))
 NFT, UNKNOWN = Actor(4711, "nft"), Actor(4712, "")
 
@@ -69,7 +70,7 @@ def test_drift_by_nobody_known_has_no_pid():
 
 def test_large_plan_is_cut():
     items = tuple((f"192.0.2.1 . tcp . {port}", "goto tcp4_one") for port in range(1, 1000))
-    plan = Plan(swap=(AddElements("services4", SCHEMA["services4"], items), *[FlushChain("x")] * 30))
+    plan = Plan(swap=(AddElements("services4", SERVICES, items), *[FlushChain("x")] * 30))
     fields = report.applied(plan, "f", "h", 1).fields
     lines = fields["LBD_PLAN"].split("\n")
     assert fields["LBD_OPERATIONS"] == "31"

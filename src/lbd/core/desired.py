@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from lbd.core import ingress
 from lbd.core.observed import Observed, name
 from lbd.core.program import LogTo, Surroundings, build
 from lbd.core.settings import (
+    IP,
     AddressEntry,
     Backend,
     Config,
@@ -36,13 +38,17 @@ def desired(config: Config, observed: Observed | None = None) -> Desired:
         tuple(sorted(_neighbours(config, observed), key=str)),
     )
     routes = {route.key: route for route in map(_route, config.routes)}
+    untracked = ingress.build(virtuals, observed)
+    tracked = [*filter(ingress.is_tracked, virtuals), *untracked.empty]
     return Desired(
-        table=build(virtuals, around),
-        addresses=frozenset(map(_interface_address, config.addresses)),
+        table=build(tracked, around),
+        ingress=untracked.table,
+        unsafe=untracked.unsafe,
+        addresses=frozenset([*map(_interface_address, config.addresses), *map(_silent, config.real_server)]),
         routes=routes,
         replace=frozenset(_route(entry).key for entry in config.routes if entry.replace),
         rules=frozenset(map(_rule, config.rules)),
-        sysctls=_sysctls(config, virtuals),
+        sysctls={**_forwarding(config, virtuals), **_silence(config), **untracked.sysctls},
     )
 
 
@@ -126,11 +132,28 @@ def _neighbours(config: Config, observed: Observed) -> Iterator[tuple[Network, s
             yield network, interface
 
 
-def _sysctls(config: Config, virtuals: list[Virtual]) -> dict[str, str]:
+def _silence(config: Config) -> dict[str, str]:
+    """Keep a real server from telling its network that it has the address of a service with direct return.
+
+    Asked for an address of another interface it says nothing (arp_ignore = 1), and it asks others with an
+    address of the interface it asks on (arp_announce = 2). IPv6 does so by itself. See ip-sysctl.rst.
+    """
+    if not any(address.version == 4 for address in config.real_server):  # noqa: PLR2004 - the IP version
+        return {}
+    return {"net.ipv4.conf.all.arp_ignore": "1", "net.ipv4.conf.all.arp_announce": "2"}
+
+
+def _silent(address: IP) -> Address:
+    return Address(f"{address}/{address.max_prefixlen}", "lo")
+
+
+def _forwarding(config: Config, virtuals: list[Virtual]) -> dict[str, str]:
     """Hold forwarding on for the families that a service forwards; False leaves it to the administrator."""
     if config.director.forwarding is False:
         return {}
-    return {FORWARDING[virtual.where.family]: "1" for virtual in virtuals}
+    # What goes on by hardware address is not forwarded.
+    forwarded = (v.where.family for v in virtuals if v.service.return_path.kind != "direct")
+    return {FORWARDING[family]: "1" for family in forwarded}
 
 
 def _interface_address(entry: AddressEntry) -> Address:

@@ -72,11 +72,8 @@ def slot(size: int, source: IPv4Address | IPv6Address, source_port: int) -> int:
 
 
 def jhash(key: bytes, seed: int) -> int:
-    """Hash `key` as the kernel does (include/linux/jhash.h, Jenkins' lookup3), little endian.
-
-    `key` must be a multiple of 4 bytes, as nft's keys are.
-    """
-    words = struct.unpack(f"<{len(key) // 4}I", key)
+    """Hash `key` as the kernel does (include/linux/jhash.h, Jenkins' lookup3), little endian."""
+    words = struct.unpack(f"<{(len(key) + 3) // 4}I", key + bytes(-len(key) % 4))
     a = b = c = (0xDEADBEEF + len(key) + seed) & 0xFFFFFFFF
     # A tail of one to three words is left for the final mix.
     whole = max(0, (len(words) - 1) // 3) * 3

@@ -14,11 +14,11 @@ BackendName = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """The way to a neighbour on a link: the interface, its hardware address and the neighbour's."""
+    """The way to a backend: the interface and its index, and whether a router is between."""
 
     interface: str
-    source: str
-    destination: str
+    index: int
+    routed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,8 @@ class Observed:
     `expired` are drained backends whose time is over. `neighbours` are networks with the interface that
     leads to them without a router. `full` are backends with as many connections as they may have; `shares`
     are the weights of backends of least-connections, where they are not those of the file. `links` are the
-    ways to backends with direct return, by address.
+    ways to backends that are reached without connection tracking, by address; `interfaces` are those there
+    are, as far as rules name them.
     """
 
     expired: frozenset[BackendName] = frozenset()
@@ -36,6 +37,7 @@ class Observed:
     full: frozenset[BackendName] = frozenset()
     shares: Mapping[BackendName, int] = field(default_factory=dict)
     links: Mapping[str, Link] = field(default_factory=dict)
+    interfaces: frozenset[str] = frozenset()
 
 
 def name(service: Service, backend: Backend) -> BackendName:
@@ -51,6 +53,14 @@ def expired(config: Config, now: datetime) -> frozenset[BackendName]:
 def next_deadline(config: Config, now: datetime) -> datetime | None:
     """Return when the time of the next drained backend is over."""
     return min((until for _, _, until in _deadlines(config) if until > now), default=None)
+
+
+def untracked_backends(config: Config) -> frozenset[str]:
+    """Return the addresses of backends that are reached without connection tracking."""
+    kinds = ("direct", "stateless")
+    return frozenset(
+        str(b.address) for s in config.services if s.return_path.kind in kinds for b in s.backends
+    )
 
 
 def changes(before: Observed, after: Observed) -> tuple[str, ...]:

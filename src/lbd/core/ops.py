@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lbd.core.state import TABLE, Address, Hook, LiveRoute, Map, Memory, Route, Rule
+from lbd.core.state import TABLE, Address, Hook, LiveRoute, Map, Memory, Route, Rule, TableFamily
 
 # nft's key of the element that matches what no other one of its map does.
 CATCH_ALL = "*"
@@ -14,16 +14,20 @@ CATCH_ALL = "*"
 class AddTable:
     """Make our table."""
 
+    family: TableFamily = "inet"
+
     def __str__(self) -> str:
-        return f"add table inet {TABLE}"
+        return f"add table {self.family} {TABLE}"
 
 
 @dataclass(frozen=True, slots=True)
 class DeleteTable:
     """Delete our table and all in it."""
 
+    family: TableFamily = "inet"
+
     def __str__(self) -> str:
-        return f"delete table inet {TABLE}"
+        return f"delete table {self.family} {TABLE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +36,14 @@ class AddChain:
 
     name: str
     hook: Hook | None = None
+    family: TableFamily = "inet"
 
     def __str__(self) -> str:
-        text = f"add chain inet {TABLE} {self.name}"
+        text = f"add chain {self.family} {TABLE} {self.name}"
         if not self.hook:
             return text
-        hook = f"type {self.hook.type} hook {self.hook.point} priority {self.hook.priority}"
+        device = f' device "{self.hook.device}"' if self.hook.device else ""
+        hook = f"type {self.hook.type} hook {self.hook.point}{device} priority {self.hook.priority}"
         return f"{text} {{ {hook}; policy {self.hook.policy}; }}"
 
 
@@ -46,9 +52,10 @@ class FlushChain:
     """Delete all rules of a chain."""
 
     name: str
+    family: TableFamily = "inet"
 
     def __str__(self) -> str:
-        return f"flush chain inet {TABLE} {self.name}"
+        return f"flush chain {self.family} {TABLE} {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +63,10 @@ class DeleteChain:
     """Delete an empty chain that nothing goes to."""
 
     name: str
+    family: TableFamily = "inet"
 
     def __str__(self) -> str:
-        return f"delete chain inet {TABLE} {self.name}"
+        return f"delete chain {self.family} {TABLE} {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +75,10 @@ class AddRule:
 
     chain: str
     rule: str
+    family: TableFamily = "inet"
 
     def __str__(self) -> str:
-        return f"add rule inet {TABLE} {self.chain} {self.rule}"
+        return f"add rule {self.family} {TABLE} {self.chain} {self.rule}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +87,7 @@ class AddMap:
 
     name: str
     map: Map
+    family: TableFamily = "inet"
 
     def __str__(self) -> str:
         shape = self.map
@@ -89,7 +99,7 @@ class AddMap:
         flags += ["timeout"] if shape.learned == "timeout" else []
         declared += f"; size {shape.size};" + (f" flags {','.join(flags)};" if flags else "")
         counter = " counter;" if shape.counter else ""
-        return f"add {kind(shape)} inet {TABLE} {self.name} {{ {declared}{counter} }}"
+        return f"add {kind(shape)} {self.family} {TABLE} {self.name} {{ {declared}{counter} }}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +107,11 @@ class DeleteMap:
     """Delete a map or set that no rule names."""
 
     name: str
+    family: TableFamily = "inet"
 
     def __str__(self) -> str:
         # nft takes either word for either kind here.
-        return f"delete map inet {TABLE} {self.name}"
+        return f"delete map {self.family} {TABLE} {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +121,14 @@ class AddElements:
     name: str
     map: Map = field(repr=False)
     items: tuple[tuple[str, str], ...]
+    family: TableFamily = "inet"
 
     def __str__(self) -> str:
         data = '{} : "{}"' if self.map.data == "limit" else "{} : {}"
         items = ", ".join(
             data.format(quote(k, self.map), v) if v else quote(k, self.map) for k, v in self.items
         )
-        return f"add element inet {TABLE} {self.name} {{ {items} }}"
+        return f"add element {self.family} {TABLE} {self.name} {{ {items} }}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +138,11 @@ class DeleteElements:
     name: str
     map: Map = field(repr=False)
     keys: tuple[str, ...]
+    family: TableFamily = "inet"
 
     def __str__(self) -> str:
         keys = ", ".join(quote(key, self.map) for key in self.keys)
-        return f"delete element inet {TABLE} {self.name} {{ {keys} }}"
+        return f"delete element {self.family} {TABLE} {self.name} {{ {keys} }}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +151,10 @@ class AddLimit:
 
     name: str
     rate: str
+    family: TableFamily = "inet"
 
     def __str__(self) -> str:
-        return f"add limit inet {TABLE} {self.name} {{ {self.rate}; }}"
+        return f"add limit {self.family} {TABLE} {self.name} {{ {self.rate}; }}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +162,10 @@ class DeleteLimit:
     """Delete a limit object that no element names."""
 
     name: str
+    family: TableFamily = "inet"
 
     def __str__(self) -> str:
-        return f"delete limit inet {TABLE} {self.name}"
+        return f"delete limit {self.family} {TABLE} {self.name}"
 
 
 def kind(shape: Map) -> str:

@@ -17,7 +17,7 @@ from zlib import crc32
 
 from lbd.core.draft import Draft
 from lbd.core.maglev import jhash
-from lbd.core.settings import Persistence
+from lbd.core.settings import Family, Persistence
 from lbd.core.shape import Field, Reading, Where, address_type, ip
 from lbd.core.state import FieldType, Learned, Map
 from lbd.core.virtual import Virtual
@@ -31,8 +31,8 @@ MODULUS = 2**32 - 1
 
 CLIENT_SEED = 0x4C
 
-# IPPROTO_* of in(7), for a wildcard on every port, of which nothing but the protocol is left to hash.
-NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
+# What is hashed where nothing else is left, for a wildcard on every port: NFPROTO_* of linux/netfilter.h.
+NUMBERS: dict[Family, int] = {4: 2, 6: 10}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +45,14 @@ class Sticky:
 
     @property
     def maps(self) -> tuple[str, ...]:
-        """Return the maps with the address, and the port if that changes, of a client's backend."""
-        common = f"{self.virtual.where.protocol}{self.reading.shape.suffix}{self.reading.family}"
-        host, port = f"sticky_{common}", f"sticky_port_{common}"
-        return (host,) if self.virtual.form == "host" else (host, port)
+        """Return the maps with the address, and the port if the backend has one, of a client's backend."""
+        kind = self.virtual.where.kind
+        # Ports that stay or move all alike are not the backend's; a note has all its parts or none.
+        return (
+            (f"sticky_{kind}", f"sticky_port_{kind}")
+            if self.virtual.form == "port"
+            else (f"sticky_host_{kind}",)
+        )
 
     @property
     def name(self) -> str:
@@ -74,7 +78,7 @@ class Sticky:
     @property
     def lookup(self) -> str:
         """Return what stands behind `dnat ip to` to send a client where it was before."""
-        packet = self._plain.slot_key(self.virtual.where.protocol)
+        packet = self.reading.per_client.slot_key(self.virtual.where.protocol)
         key = f"{self._listen(packet)} . {self._client(brackets=True)}"
         return " : ".join(f"{key} map @{name}" for name in self.maps)
 
@@ -82,7 +86,7 @@ class Sticky:
     def record(self) -> str:
         """Return the rule, in postrouting, that notes where a client went."""
         protocol = self.virtual.where.protocol
-        key = f"{self._listen(self._plain.original_slot_key)} . {self._client(brackets=False)}"
+        key = f"{self._listen(self.reading.per_client.original_slot_key)} . {self._client(brackets=False)}"
         data = (f"{ip(self.reading.family)} daddr", f"{protocol} dport")
         match = "" if protocol == "any" else f"meta l4proto {protocol} "
         return match + " ".join(
@@ -105,22 +109,11 @@ class Sticky:
         known = draft.learned.get(self.maps[0], Learned(self.maps, {}))
         mine = frozenset(target.element for target in self.virtual.stay)
         number = str(listen_hash(self.virtual.where, self.salt))
-        draft.learned[self.maps[0]] = replace(
-            known, maps=max(known.maps, self.maps, key=len), allowed={**known.allowed, number: mine}
-        )
-
-    @property
-    def _plain(self) -> Reading:
-        """Return the reading of what is hashed; interface and range are in the seed.
-
-        For an interface registers are too few, and the ports of a range are one for a client.
-        """
-        counted = self.reading.per_client
-        return replace(counted, shape=replace(counted.shape, interface=False))
+        draft.learned[self.maps[0]] = replace(known, allowed={**known.allowed, number: mine})
 
     def _listen(self, fields: str) -> str:
         seed = _seed(self.virtual.where, self.salt)
-        return f"jhash {fields or 'meta l4proto'} mod {MODULUS} seed {seed:#x}"
+        return f"jhash {fields or 'meta nfproto'} mod {MODULUS} seed {seed:#x}"
 
     def _client(self, *, brackets: bool) -> str:
         """Return the part of a key that is the client; nft wants a mask in brackets in one place only."""
@@ -147,11 +140,12 @@ def listen_hash(where: Where, salt: int) -> int:
     values: dict[Field, bytes] = {
         "mark": struct.pack("=I", where.mark or 0),
         "address": ip_address(where.address).packed if where.address else b"",
-        "port": struct.pack("!H", where.ports.low) + b"\0\0",
+        "port": struct.pack("!H", where.ports.low),
     }
-    hidden = {"interface", "port"} if where.shape.port == "range" else {"interface"}
-    fields = [name for name in where.shape.slot_fields if name not in hidden]
-    key = b"".join(values[name] for name in fields) or bytes([NUMBERS.get(where.protocol, 0), 0, 0, 0])
+    fields = [name for name in where.shape.slot_fields if name != "port" or where.shape.port == "one"]
+    parts = [values[name] for name in fields] or [bytes([NUMBERS[where.family]])]
+    # Of several fields each has whole registers; one alone is as long as it is.
+    key = parts[0] if len(parts) == 1 else b"".join(part + bytes(-len(part) % 4) for part in parts)
     return jhash(key, _seed(where, salt)) * MODULUS >> 32
 
 
@@ -160,7 +154,7 @@ def salt(virtuals: Iterable[Virtual]) -> int:
     kept = [v.where for v in virtuals if v.service.persistence]
     tried = 0
     while True:
-        seen = {(where.protocol, where.shape, where.family, listen_hash(where, tried)) for where in kept}
+        seen = {(where.kind, listen_hash(where, tried)) for where in kept}
         if len(seen) == len(kept):
             return tried
         tried += 1
@@ -168,18 +162,12 @@ def salt(virtuals: Iterable[Virtual]) -> int:
 
 def _tag(where: Where) -> str:
     """Return what is in the seed and not in the hash, as a part of a name."""
-    hidden = _hidden(where)
-    return f"_{crc32(hidden.encode()):08x}" if hidden else ""
+    return f"_{where.ports.low}_{where.ports.high}" if where.shape.port == "range" else ""
 
 
 def _seed(where: Where, salt: int) -> int:
-    # A seed of zero is a random one to nft.
-    return (crc32(_hidden(where).encode()) ^ salt) or 1
-
-
-def _hidden(where: Where) -> str:
-    ports = str(where.ports) if where.shape.port == "range" else ""
-    return f"{where.interface} {ports}".strip()
+    # The ports of a range are one to a client. A seed of zero is a random one to nft.
+    return (crc32(_tag(where).encode()) ^ salt) or 1
 
 
 def _network(family: int, prefix: int) -> IPv4Network | IPv6Network:

@@ -49,6 +49,7 @@ from lbd.core.state import (
     Route,
     RouteKey,
     Table,
+    TableFamily,
 )
 
 
@@ -78,65 +79,92 @@ class Plan:
         return tuple(map(str, ops))
 
 
-def body(chain: Chain) -> str:
+def body(chain: Chain, family: TableFamily = "inet") -> str:
     """Return the text by which Memory.bodies knows what the kernel made of a chain's rules."""
-    return "\n".join(chain.rules)
+    # The same words are not the same expressions in another family.
+    return "\n".join(chain.rules if family == "inet" else (family, *chain.rules))
 
 
 def diff(live: Live, desired: Desired) -> Plan:
     """Return the plan that leads from `live` to `desired`. Empty when they agree."""
     grow, shrink, unsafe = _Net(live, desired).ops()
-    swap, collect = _table(live.table, desired.table, live.memory)
+    swap, collect = _Table("inet", live.table, live.memory).ops(desired.table)
+    at_ingress = _Table("netdev", live.ingress, live.memory)
+    more, later = at_ingress.ops(desired.ingress) if desired.ingress else at_ingress.gone()
     forget = tuple(_untrue(live.table, desired.table)) if live.table else ()
-    return Plan(tuple(grow), tuple(swap), tuple(collect), forget, tuple(shrink), tuple(unsafe))
+    return Plan(
+        tuple(grow), (*swap, *more), (*collect, *later), forget, tuple(shrink), (*unsafe, *desired.unsafe)
+    )
 
 
 def removal(live: Live) -> Plan:
     """Return the plan that takes everything of ours away and puts back what was there."""
     grow, shrink, _ = _Net(live, Desired()).ops()
-    swap = (DeleteTable(),) if live.table is not None else ()
+    there = ((live.table, DeleteTable()), (live.ingress, DeleteTable("netdev")))
+    swap = tuple(delete for table, delete in there if table is not None)
     return Plan(before=tuple(grow), swap=swap, after=tuple(shrink))
 
 
-def _table(live: LiveTable | None, want: Table, memory: Memory) -> tuple[list[NftOp], list[NftOp]]:
-    swap: list[NftOp] = []
-    if live is not None and live.beyond_repair:
-        swap.append(DeleteTable())
-        live = None
-    if live is None:
-        swap.append(AddTable())
-        live = LiveTable()
-    # A map that must be made anew takes the rules that name it with it, in the same transaction.
-    anew = {name for name, shape in want.maps.items() if not _serves(live.maps.get(name), shape)}
-    gone = [name for name in live.maps if name in anew or name not in want.maps]
-    rewrite = {
-        name
-        for name, chain in want.chains.items()
-        if not _same_rules(live.chains.get(name), chain, memory) or _names_any(chain, anew)
-    }
-    rehook = {name for name, chain in want.chains.items() if _rehook(live.chains.get(name), chain)}
-    foreign = [name for name in live.chains if name not in want.chains]
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """The difference of one of our tables."""
 
-    swap += [FlushChain(name) for name in (*sorted(rewrite & live.chains.keys()), *foreign)]
-    told = [name for name, shape in want.maps.items() if not shape.learned]
-    for name in told:
-        old, new = live.elements.get(name, {}), want.elements[name]
-        if name not in anew and (stale := tuple(k for k, v in old.items() if new.get(k) != v)):
-            swap.append(DeleteElements(name, want.maps[name], stale))
-    swap += [DeleteChain(name) for name in sorted(rehook)]
-    swap += [DeleteChain(name) for name in foreign if live.chains[name].hook]
-    swap += [DeleteMap(name) for name in gone]
-    swap += [DeleteLimit(name) for name, rate in live.limits.items() if want.limits.get(name) != rate]
-    swap += [AddLimit(name, rate) for name, rate in want.limits.items() if live.limits.get(name) != rate]
-    fresh = [name for name in want.chains if name not in live.chains or name in rehook]
-    swap += [AddChain(name, want.chains[name].hook) for name in fresh]
-    swap += [AddMap(name, want.maps[name]) for name in want.maps if name in anew]
-    for name in told:
-        old = {} if name in anew else live.elements.get(name, {})
-        if items := tuple((k, v) for k, v in want.elements[name].items() if old.get(k) != v):
-            swap.append(AddElements(name, want.maps[name], items))
-    swap += [AddRule(n, rule) for n, c in want.chains.items() if n in rewrite | rehook for rule in c.rules]
-    return swap, [DeleteChain(name) for name in foreign if not live.chains[name].hook]
+    family: TableFamily
+    live: LiveTable | None
+    memory: Memory
+
+    def gone(self) -> tuple[list[NftOp], list[NftOp]]:
+        """Return what takes the table away, if it is there."""
+        return [DeleteTable(self.family)] if self.live is not None else [], []
+
+    def _same_rules(self, live: LiveChain | None, want: Chain) -> bool:
+        # What an empty chain is compiled to is known without having seen it.
+        known = self.memory.bodies.get(body(want, self.family)) if want.rules else ()
+        return live is not None and known == live.digests
+
+    def ops(self, want: Table) -> tuple[list[NftOp], list[NftOp]]:
+        """Return the transaction that leads to `want`, and the one that removes what it leaves unused."""
+        family, live, swap = self.family, self.live, list[NftOp]()
+        if live is not None and live.beyond_repair:
+            swap.append(DeleteTable(family))
+            live = None
+        if live is None:
+            swap.append(AddTable(family))
+            live = LiveTable()
+        # A map that must be made anew takes the rules that name it with it, in the same transaction.
+        anew = {name for name, shape in want.maps.items() if not _serves(live.maps.get(name), shape)}
+        gone = [name for name in live.maps if name in anew or name not in want.maps]
+        rewrite = {
+            name
+            for name, chain in want.chains.items()
+            if not self._same_rules(live.chains.get(name), chain) or _names_any(chain, anew)
+        }
+        rehook = {name for name, chain in want.chains.items() if _rehook(live.chains.get(name), chain)}
+        foreign = [name for name in live.chains if name not in want.chains]
+        told = [name for name, shape in want.maps.items() if not shape.learned]
+
+        flush = (*sorted(rewrite & live.chains.keys()), *foreign)
+        swap += [FlushChain(name, family) for name in flush]
+        for name in told:
+            old, new = live.elements.get(name, {}), want.elements[name]
+            if name not in anew and (stale := tuple(k for k, v in old.items() if new.get(k) != v)):
+                swap.append(DeleteElements(name, want.maps[name], stale, family))
+        swap += [DeleteChain(name, family) for name in sorted(rehook)]
+        swap += [DeleteChain(name, family) for name in foreign if live.chains[name].hook]
+        swap += [DeleteMap(name, family) for name in gone]
+        swap += [DeleteLimit(n, family) for n, rate in live.limits.items() if want.limits.get(n) != rate]
+        swap += [AddLimit(n, rate, family) for n, rate in want.limits.items() if live.limits.get(n) != rate]
+        fresh = [name for name in want.chains if name not in live.chains or name in rehook]
+        swap += [AddChain(name, want.chains[name].hook, family) for name in fresh]
+        swap += [AddMap(name, want.maps[name], family) for name in want.maps if name in anew]
+        for name in told:
+            old = {} if name in anew else live.elements.get(name, {})
+            if items := tuple((k, v) for k, v in want.elements[name].items() if old.get(k) != v):
+                swap.append(AddElements(name, want.maps[name], items, family))
+        for name, chain in want.chains.items():
+            if name in rewrite | rehook:
+                swap += [AddRule(name, rule, family) for rule in chain.rules]
+        return swap, [DeleteChain(name, family) for name in foreign if not live.chains[name].hook]
 
 
 def _untrue(live: LiveTable, want: Table) -> Iterator[DeleteElements]:
@@ -159,10 +187,6 @@ def _serves(live: Map | None, want: Map) -> bool:
     return (
         live is not None and live.size >= want.size // 2 and live == replace(want, size=live.size, typeof="")
     )
-
-
-def _same_rules(live: LiveChain | None, want: Chain, memory: Memory) -> bool:
-    return live is not None and memory.bodies.get(body(want)) == live.digests
 
 
 def _rehook(live: LiveChain | None, want: Chain) -> bool:
@@ -191,8 +215,9 @@ class _Net:
         rules = sorted(want.rules - live.rules.keys())
         add_routes = list(self._add_routes())
         set_sysctls = list(self._hold_sysctls())
-        grow: list[HostOp] = [*map(DeleteAddress, first), *map(AddAddress, addresses)]
-        grow += [*add_routes, *(AddPolicyRule(rule) for rule in rules), *set_sysctls]
+        # Settings first: a real server must be silent about an address before it has it.
+        grow: list[HostOp] = [*set_sysctls, *map(DeleteAddress, first), *map(AddAddress, addresses)]
+        grow += [*add_routes, *(AddPolicyRule(rule) for rule in rules)]
         held = replace(live.memory, sysctls=dict(self.sysctls), routes=dict(self.routes))
         if held != live.memory:
             # What was there is written down before it is changed, or a crash would lose it.

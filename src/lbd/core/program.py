@@ -114,7 +114,11 @@ def _hooks(draft: Draft, used: Sequence[Reading]) -> None:
     draft.chains["prerouting"] = Chain((*proxied, "goto services"), Hook("nat", "prerouting", DSTNAT))
     # What the director itself opens does not pass prerouting.
     draft.chains["output"] = Chain(("goto services",), Hook("nat", "output", DSTNAT))
-    draft.chains["postrouting"] = Chain(tuple(leave), Hook("nat", "postrouting", SRCNAT))
+    # Also where nothing is to be translated: without a rule about connections the kernel tracks none, and
+    # then does not ask a hook of type nat at all, not even to refuse.
+    draft.chain("leave", *leave)
+    leaving = ("ct status dnat goto leave",)
+    draft.chains["postrouting"] = Chain(leaving, Hook("nat", "postrouting", SRCNAT))
 
 
 # The prefixes of the experiment that lbd comes from; the short ones go with NFLOG, for others to read.

@@ -26,7 +26,7 @@ def add(draft: Draft, virtual: Virtual, reading: Reading, salt: int) -> None:
         sticky = Sticky(virtual, reading, salt)
         sticky.declare(draft)
         kind = f"{virtual.where.protocol}{common(reading)}"
-        form = "" if virtual.form != "host" else "host_"
+        form = "" if virtual.form == "port" else "host_"
         name = f"record_{kind}_{form}{sticky.timeout}_{sticky.name}"
         chain = draft.chain(name, sticky.record)
         draft.put(f"record{common(reading)}", verdicts(reading), key, f"jump {chain}")
@@ -74,7 +74,7 @@ def _pool(draft: Draft, addresses: list[str], ports: Ports | None, reading: Read
 
 
 def rules(draft: Draft, reading: Reading) -> list[str]:
-    """Return the rules of postrouting for a reading: what is noted, then the source address."""
-    match = f"{reading.original_guard}ct status dnat {reading.original} vmap"
+    """Return what becomes of translated connections of a reading: what is noted, then the source address."""
+    match = f"{reading.original_guard}{reading.original} vmap"
     names = (f"record{common(reading)}", f"return_path{common(reading)}")
     return [f"{match} @{name}" for name in names if name in draft.maps]

@@ -92,14 +92,9 @@ def _hash_key(fields: tuple[HashField, ...], virtual: Virtual, reading: Reading)
 def _spelt(virtual: Virtual) -> str:
     """Return what can be part of a chain's name and is of this listen address alone."""
     where = virtual.where
-    if where.address and where.ports.single and not where.interface:
+    if where.address and where.ports.single:
         return f"{where.address.replace('.', '_').replace(':', '-')}_{where.ports}"
-    return blake2b(where.key.encode(), digest_size=6).hexdigest()
-
-
-def kind(virtual: Virtual, reading: Reading) -> str:
-    """Return what the names of a class and its maps have in common: "tcp4", "udp_range6"."""
-    return f"{virtual.where.protocol}{reading.shape.suffix}{reading.family}"
+    return blake2b(where.slot_key.encode(), digest_size=6).hexdigest()
 
 
 def data(form: Form, reading: Reading) -> tuple[FieldType, ...]:
@@ -111,7 +106,7 @@ def data(form: Form, reading: Reading) -> tuple[FieldType, ...]:
 def add(draft: Draft, virtual: Virtual, reading: Reading, salt: int) -> str:
     """Put the slots of `virtual` into their maps and return the chain that reads them."""
     chosen, form = pick(virtual, reading), virtual.form
-    common, key = kind(virtual, reading), reading.slot_key(virtual.where.protocol)
+    common, key = virtual.where.kind, reading.slot_key(virtual.where.protocol)
     slots = f"{'slots' if form == 'port' else 'hosts'}_{common}"
     beginning = f"{virtual.where.slot_key} . " if virtual.where.slot_key else ""
     shape = _slots_map(virtual, reading, form)
@@ -131,7 +126,7 @@ def add(draft: Draft, virtual: Virtual, reading: Reading, salt: int) -> str:
         name += f"_{sticky.name}"
         # nft takes a port only behind a match on the protocol, which a hash does not imply.
         match = "" if form == "host" else f"meta l4proto {virtual.where.protocol} "
-        rules.insert(0, f"{match}{to}{sticky.lookup}")
+        rules.insert(0, f"{match}{to}{sticky.lookup}{tail}")
     if pins := _pins(virtual):
         name += "_pinned"
         held = f"{'pins' if form == 'port' else 'pinhosts'}_{common}"
@@ -197,6 +192,5 @@ def _shift(draft: Draft, virtual: Virtual, reading: Reading) -> None:
     types = reading.shape.types(reading.family, fields)
     shape = Map(types, ("inet_service",), 0)
     for i in range(len(ports)):
-        words = [{"interface": where.interface, "address": where.address}.get(name, "") for name in fields]
-        words[-1] = str(where.ports.low + i)
-        draft.put(f"ports_{kind(virtual, reading)}", shape, " . ".join(words), str(ports.low + i))
+        words = [where.address] * ("address" in fields) + [str(where.ports.low + i)]
+        draft.put(f"ports_{where.kind}", shape, " . ".join(words), str(ports.low + i))

@@ -8,9 +8,11 @@ one is asked first.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
+from zlib import crc32
 
 from lbd.core.settings import EVERY_PORT, WHOLE_MARK, Family, Network, Ports, Protocol
 from lbd.core.state import FieldType, Map
@@ -82,8 +84,11 @@ class Shape:
 
     @property
     def slot_fields(self) -> tuple[Field, ...]:
-        """Return the fields of a key in a map that is of one protocol."""
-        return tuple(name for name in self.fields if name != "protocol")
+        """Return the fields of a key in a map that is of one protocol and, if any, one interface.
+
+        With an IPv6 address and a hash, an interface would be more than nft 1.0.6 has registers for.
+        """
+        return tuple(name for name in self.fields if name not in ("protocol", "interface"))
 
     def types(self, family: Family, fields: tuple[Field, ...]) -> tuple[FieldType, ...]:
         """Return nft's types of fields."""
@@ -148,8 +153,14 @@ class Where:
 
     @property
     def slot_key(self) -> str:
-        """Return its key in a map of its shape and protocol."""
+        """Return its key in a map of its shape, protocol and interface."""
         return self._join(self.shape.slot_fields)
+
+    @property
+    def kind(self) -> str:
+        """Return what the names of its slots and of its class begin with: "tcp4", "udp_range_if_eth0_6"."""
+        ends = f"_{_spelt(self.interface)}_" if self.interface else ""
+        return f"{self.protocol}{self.shape.suffix}{ends}{self.family}"
 
     def _join(self, fields: tuple[Field, ...]) -> str:
         values: dict[Field, str] = {
@@ -160,6 +171,11 @@ class Where:
             "port": str(self.ports),
         }
         return " . ".join(values[name] for name in fields)
+
+
+def _spelt(interface: str) -> str:
+    """Return an interface's name as a part of a name that nft reads."""
+    return interface if re.fullmatch(r"\w+", interface, re.ASCII) else f"{crc32(interface.encode()):08x}"
 
 
 @dataclass(frozen=True, slots=True)

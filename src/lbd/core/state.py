@@ -24,9 +24,21 @@ TABLE = "lbd"
 MAIN = 254
 
 # A map's key and data are made of these nft types.
-FieldType = Literal["ipv4_addr", "ipv6_addr", "inet_proto", "inet_service", "ifname", "mark", "index"]
+FieldType = Literal[
+    "ipv4_addr",
+    "ipv6_addr",
+    "inet_proto",
+    "inet_service",
+    "ifname",
+    "iface_index",
+    "mark",
+    "index",
+]
 
-Point = Literal["prerouting", "input", "forward", "output", "postrouting"]
+Point = Literal["ingress", "prerouting", "input", "forward", "output", "postrouting"]
+
+# Our tables: connections are balanced in one, packets that no connection is tracked of in the other.
+TableFamily = Literal["inet", "netdev"]
 
 Elements = Mapping[str, str]
 
@@ -35,13 +47,14 @@ Elements = Mapping[str, str]
 class Hook:
     """Where a base chain sits; `priority` is the number, since names differ by family and nft version.
 
-    `policy` is what becomes of a packet that no rule decides.
+    `policy` is what becomes of a packet that no rule decides. `device` is the interface of an ingress.
     """
 
     type: Literal["nat", "filter"]
     point: Point
     priority: int
     policy: Literal["accept", "drop"] = "accept"
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +209,15 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """The whole state the file asks for. `replace` names the routes that may take a foreign one's place."""
+    """The whole state the file asks for. `replace` names the routes that may take a foreign one's place.
+
+    `ingress` is the table of the netdev family, None when no service needs it. `unsafe` says what of the
+    file is left out as things are, and why.
+    """
 
     table: Table = field(default_factory=Table)
+    ingress: Table | None = None
+    unsafe: tuple[str, ...] = ()
     addresses: frozenset[Address] = frozenset()
     routes: Mapping[RouteKey, Route] = field(default_factory=dict)
     replace: frozenset[RouteKey] = frozenset()
@@ -224,13 +243,14 @@ class Memory:
 class Live:
     """What the host has, as far as it concerns lbd.
 
-    `table` is None when our table does not exist. `addresses` and `rules` map to whether they are ours;
-    foreign ones are there only to know that what is desired is there. `routes` holds ours and any foreign
-    route with a key the file asks for; `sysctls` has those that the file asks for or lbd has changed.
+    `table` and `ingress` are None when our table does not exist. `addresses` and `rules` map to whether they
+    are ours; foreign ones are there only to know that what is desired is there. `routes` holds ours and any
+    foreign route with a key the file asks for; `sysctls` has those that the file asks for or lbd has changed.
     `generation` is the ruleset's generation id at the read.
     """
 
     table: LiveTable | None = None
+    ingress: LiveTable | None = None
     addresses: Mapping[Address, bool] = field(default_factory=dict)
     routes: Mapping[RouteKey, LiveRoute] = field(default_factory=dict)
     rules: Mapping[Rule, bool] = field(default_factory=dict)

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from lbd.core.observed import Observed, expired
+from lbd.core.observed import Observed, expired, untracked_backends
 from lbd.core.ops import (
     AddAddress,
     AddPolicyRule,
@@ -24,6 +24,7 @@ from lbd.core.settings import Config
 from lbd.core.state import Desired, Live, Memory
 from lbd.host import sysctl
 from lbd.host.net import Net
+from lbd.host.net_links import interfaces
 from lbd.host.nft import Nft
 from lbd.host.store import Store, StoreError
 from lbd.reconcile import RefusedError
@@ -55,10 +56,13 @@ class Director:
     def read(self, desired: Desired, *, learned: bool = False) -> Live:
         """Return what there is of ours, and what stands where `desired` wants something."""
         table, generation = self.nft.read(desired.table.maps, learned=learned)
+        schema = desired.ingress.maps if desired.ingress else {}
+        ingress, _ = self.nft.read(schema, family="netdev")
         routes = desired.routes.keys() | self.memory.routes.keys()
         net = self.net.read(desired.addresses, routes, desired.rules)
         return Live(
             table=table,
+            ingress=ingress,
             addresses=net.addresses,
             routes=net.routes,
             rules=net.rules,
@@ -70,9 +74,12 @@ class Director:
     def observe(self, config: Config) -> Observed:
         """Return what of this host the rules depend on, for the services of `config`."""
         asks = any(service.return_path.kind == "gateway" for service in config.services)
+        untracked = untracked_backends(config)
         return Observed(
             expired=expired(config, datetime.now(UTC)),
             neighbours=self.net.neighbours() if asks else frozenset(),
+            links=self.net.links(untracked) if untracked else {},
+            interfaces=interfaces() if untracked else frozenset(),
         )
 
     def commit(self, ops: Sequence[NftOp]) -> int:

@@ -35,11 +35,12 @@ from pyroute2.netlink.rtnl.fibmsg import fibmsg
 from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_SECONDARY, ifaddrmsg
 from pyroute2.netlink.rtnl.rtmsg import RT_SCOPE_NOWHERE, RTNH_F_ONLINK, rtmsg
 
+from lbd.core.observed import Link
 from lbd.core.plan import satisfies
 from lbd.core.settings import Network
 from lbd.core.state import PROTOCOL, Address, LiveRoute, Route, RouteKey, Rule
 from lbd.core.words import NEEDS_CAPABILITY
-from lbd.host import sysctl
+from lbd.host import net_links, sysctl
 from lbd.host.net_messages import (
     Names,
     address_message,
@@ -132,6 +133,11 @@ class Net:
             names = _names()
             found = (read_address(m, names)[0] for m in self._socket.dump(ifaddrmsg, RTM_GETADDR, {}))
             return frozenset((ip_interface(there.address).network, there.interface) for there in found)
+
+    def links(self, backends: Collection[str]) -> dict[str, Link]:
+        """Return the way to each of these addresses, as far as there is one; see net_links.links()."""
+        with _words("find", "the way to backends"):
+            return net_links.links(self._socket, backends)
 
     def add_address(self, address: Address) -> None:
         """Give an interface an address of ours."""

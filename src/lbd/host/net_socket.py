@@ -76,6 +76,20 @@ class RouteSocket:
         """Do what one request says."""
         self._ask(message, kind, ACK | flags, _everything)
 
+    def get(
+        self,
+        form: type[nlmsg],
+        kind: int,
+        fields: Mapping[str, int],
+        attrs: Collection[tuple[str, object]] = (),
+    ) -> list[nlmsg]:
+        """Return what the kernel answers to one question that is not for a list."""
+        request = form()
+        request.update(fields)
+        request["attrs"] = list(attrs)
+        kept, _ = self._ask(request, kind, ACK, _everything)
+        return [_decoded(form, part) for part in kept]
+
     def dump(
         self,
         form: type[nlmsg],

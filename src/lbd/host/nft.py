@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lbd.core.ops import NftOp
-from lbd.core.state import LiveTable, Map
+from lbd.core.state import LiveTable, Map, TableFamily
 from lbd.host import nft_worker
 from lbd.reconcile import RefusedError
 
@@ -38,9 +38,11 @@ class Nft:
         """Return the worker's process id, None before the first request and after a loss."""
         return self._process.pid if self._process else None
 
-    def read(self, schema: Mapping[str, Map], *, learned: bool = False) -> tuple[LiveTable | None, int]:
-        """Return our table and the generation it was read at; see nft_read.read()."""
-        request = ("read", dict(schema), learned)
+    def read(
+        self, schema: Mapping[str, Map], *, learned: bool = False, family: TableFamily = "inet"
+    ) -> tuple[LiveTable | None, int]:
+        """Return our table of a family and the generation it was read at; see nft_read.read()."""
+        request = ("read", dict(schema), learned, family)
         try:
             table, generation = self._ask(request)
         except WorkerEndedError:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from ipaddress import IPv6Address
 
 from lbd.core.ops import CATCH_ALL
-from lbd.core.state import FieldType, Map
+from lbd.core.state import FieldType, Map, TableFamily
 from lbd.host import netlink
 from lbd.host.nft_messages import GETSETELEM, dump, name_of, number
 
@@ -39,6 +39,7 @@ WIDTHS: Mapping[FieldType, int] = {
     "inet_proto": 1,
     "inet_service": 2,
     "ifname": 16,
+    "iface_index": 4,
     "mark": 4,
     "index": 4,
 }
@@ -54,14 +55,14 @@ def length_of(fields: tuple[FieldType, ...]) -> int:
     return sum(WIDTHS[field] + -WIDTHS[field] % 4 for field in fields)
 
 
-def elements(sock: socket.socket, name: str, shape: Map) -> dict[str, str]:
+def elements(sock: socket.socket, family: TableFamily, name: str, shape: Map) -> dict[str, str]:
     """Return the elements of a map of ours, without those that go by themselves in a moment."""
     if shape.interval and len(shape.key) == 1:
-        return _ranges(sock, name, shape)
+        return _ranges(sock, family, name, shape)
     key, between = _decoder(shape.key, ordered=shape.interval), _range_decoder(shape.key)
     data = _data(shape)
     found: dict[str, str] = {}
-    for element in _each(sock, name):
+    for element in _each(sock, family, name):
         if shape.learned and _expires(element) < SHORTLY:
             continue
         # The element that matches what no other does has no key.
@@ -73,11 +74,11 @@ def elements(sock: socket.socket, name: str, shape: Map) -> dict[str, str]:
     return found
 
 
-def _ranges(sock: socket.socket, name: str, shape: Map) -> dict[str, str]:
+def _ranges(sock: socket.socket, family: TableFamily, name: str, shape: Map) -> dict[str, str]:
     """Read a set of intervals of one field: the kernel tells where each begins, and where it is over."""
     (field,) = shape.key
     width, edges = WIDTHS[field], []
-    for element in _each(sock, name):
+    for element in _each(sock, family, name):
         is_end = bool(number(element, ELEMENT_FLAGS) & INTERVAL_END)
         edges.append((int.from_bytes(element[ELEMENT_KEY][4 : 4 + width], "big"), not is_end))
     found: dict[str, str] = {}
@@ -91,8 +92,8 @@ def _ranges(sock: socket.socket, name: str, shape: Map) -> dict[str, str]:
     return found
 
 
-def _each(sock: socket.socket, name: str) -> Iterator[dict[int, bytes]]:
-    for found in dump(sock, GETSETELEM, netlink.text(LIST_SET, name)):
+def _each(sock: socket.socket, family: TableFamily, name: str) -> Iterator[dict[int, bytes]]:
+    for found in dump(sock, family, GETSETELEM, netlink.text(LIST_SET, name)):
         for _, raw in netlink.attributes(found.get(LIST_ELEMENTS, b"")):
             yield dict(netlink.attributes(raw))
 
@@ -204,6 +205,7 @@ FIELDS: Mapping[FieldType, Callable[[bytes], str]] = {
     "inet_proto": _protocol,
     "inet_service": _port,
     "ifname": name_of,
+    "iface_index": _index,
     "mark": _mark,
     "index": _index,
 }

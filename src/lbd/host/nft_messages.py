@@ -6,10 +6,11 @@ import socket
 import struct
 from collections.abc import Iterator, Mapping
 
-from lbd.core.state import TABLE
+from lbd.core.state import TABLE, TableFamily
 from lbd.host import netlink
 
-INET = 1  # NFPROTO_INET
+# NFPROTO_INET and NFPROTO_NETDEV.
+FAMILIES: Mapping[TableFamily, int] = {"inet": 1, "netdev": 5}
 GETTABLE, GETCHAIN, GETRULE, GETSET, GETSETELEM, GETGEN, GETOBJ, GETFLOWTABLE = 1, 4, 7, 10, 13, 16, 19, 23
 
 
@@ -23,9 +24,11 @@ def header(family: int) -> bytes:
     return struct.pack("!BBH", family, 0, 0)  # struct nfgenmsg
 
 
-def dump(sock: socket.socket, command: int, *filters: bytes) -> Iterator[dict[int, bytes]]:
+def dump(
+    sock: socket.socket, family: TableFamily, command: int, *filters: bytes
+) -> Iterator[dict[int, bytes]]:
     """Give the attributes of all of a kind in our table; the kernel gives chains of all tables."""
-    payload = header(INET) + netlink.text(1, TABLE) + b"".join(filters)
+    payload = header(FAMILIES[family]) + netlink.text(1, TABLE) + b"".join(filters)
     for body in netlink.ask(sock, message_type(command), netlink.DUMP, payload):
         yield dict(netlink.attributes(body, 4))
 

@@ -15,10 +15,11 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Literal, cast
 
-from lbd.core.state import TABLE, Hook, LiveChain, LiveTable, Map, Point
+from lbd.core.state import TABLE, Hook, LiveChain, LiveTable, Map, Point, TableFamily
 from lbd.host import netlink
 from lbd.host.nft_elements import elements, length_of
 from lbd.host.nft_messages import (
+    FAMILIES,
     GETCHAIN,
     GETFLOWTABLE,
     GETGEN,
@@ -26,7 +27,6 @@ from lbd.host.nft_messages import (
     GETRULE,
     GETSET,
     GETTABLE,
-    INET,
     dump,
     header,
     message_type,
@@ -37,7 +37,7 @@ from lbd.host.nft_messages import (
 # Attribute numbers (NFTA_CHAIN_*, NFTA_HOOK_*, NFTA_RULE_*, ...). Number 1 is the table's name everywhere.
 TABLE_FLAGS = 2
 CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_TYPE, CHAIN_FLAGS = 3, 4, 5, 7, 10
-HOOK_NUMBER, HOOK_PRIORITY = 1, 2
+HOOK_NUMBER, HOOK_PRIORITY, HOOK_DEVICE, HOOK_DEVICES = 1, 2, 3, 4
 RULE_CHAIN, RULE_EXPRESSIONS = 2, 4
 SET_NAME, SET_FLAGS, SET_KEY_LEN, SET_DATA_TYPE, SET_DATA_LEN, SET_DESC, SET_EXPR = 2, 3, 5, 6, 7, 9, 17
 SET_OBJECT_TYPE = 15
@@ -74,9 +74,13 @@ def generation(sock: socket.socket) -> int:
 
 
 def read(
-    sock: socket.socket, schema: Mapping[str, Map], *, learned: bool = False
+    sock: socket.socket,
+    schema: Mapping[str, Map],
+    *,
+    learned: bool = False,
+    family: TableFamily = "inet",
 ) -> tuple[LiveTable | None, int]:
-    """Return our table (None when it is not there) and the generation it was read at.
+    """Return our table of a family (None when it is not there) and the generation it was read at.
 
     `schema` tells how the elements of each map are to be decoded; those of learned maps only when `learned`
     asks for them, and without those that go by themselves in a moment. A read is of one moment when nobody
@@ -87,7 +91,7 @@ def read(
     for attempt in range(TRIES):
         before = generation(sock)
         try:
-            table = _read(sock, schema, learned=learned)
+            table = _read(sock, family, schema, learned=learned)
         except (OSError, KeyError) as error:
             # Something vanished between listing it and reading it.
             if isinstance(error, OSError) and error.errno != errno.ENOENT:
@@ -99,34 +103,38 @@ def read(
     raise TimeoutError(f"the ruleset changed {TRIES} times while it was read")
 
 
-def _read(sock: socket.socket, schema: Mapping[str, Map], *, learned: bool) -> LiveTable | None:
+def _read(
+    sock: socket.socket, family: TableFamily, schema: Mapping[str, Map], *, learned: bool
+) -> LiveTable | None:
     try:
-        (found,) = netlink.ask(sock, message_type(GETTABLE), 0, header(INET) + netlink.text(1, TABLE))
+        (found,) = netlink.ask(
+            sock, message_type(GETTABLE), 0, header(FAMILIES[family]) + netlink.text(1, TABLE)
+        )
     except FileNotFoundError:
         return None
     dormant = number(dict(netlink.attributes(found, 4)), TABLE_FLAGS) & DORMANT
-    chains = dict(_chains(sock))
-    for name, digest in _rules(sock):
+    chains = dict(_chains(sock, family))
+    for name, digest in _rules(sock, family):
         if chain := chains.get(name):
             chains[name] = LiveChain((*chain.digests, digest), chain.hook)
-    maps = dict(_maps(sock, schema))
+    maps = dict(_maps(sock, family, schema))
     # Of what only counts, nothing is told; of what is noted, what somebody wants to know.
     read_of = {
         name: shape
         for name, shape in maps.items()
         if shape.key and (not shape.learned or (learned and shape.data))
     }
-    contents = {name: elements(sock, name, shape) for name, shape in read_of.items()}
-    limits, foreign = _objects(sock)
+    contents = {name: elements(sock, family, name, shape) for name, shape in read_of.items()}
+    limits, foreign = _objects(sock, family)
     unspeakable = not all(SPELLABLE.fullmatch(name) for name in (*chains, *maps, *limits))
     return LiveTable(chains, maps, contents, limits, beyond_repair=bool(dormant) or unspeakable or foreign)
 
 
-def _objects(sock: socket.socket) -> tuple[dict[str, str], bool]:
+def _objects(sock: socket.socket, family: TableFamily) -> tuple[dict[str, str], bool]:
     """Return our limits, and whether there is anything else: counters, helpers, flowtables."""
     limits: dict[str, str] = {}
-    foreign = any(name_of(found[1]) == TABLE for found in dump(sock, GETFLOWTABLE))
-    for found in dump(sock, GETOBJ):
+    foreign = any(name_of(found[1]) == TABLE for found in dump(sock, family, GETFLOWTABLE))
+    for found in dump(sock, family, GETOBJ):
         if name_of(found[1]) != TABLE:
             continue
         if number(found, OBJECT_TYPE) == OBJECT_LIMIT:
@@ -145,14 +153,14 @@ def _limit(limit: Mapping[int, bytes]) -> str:
     return f"rate {over}{rate}/{per} burst {number(limit, LIMIT_BURST)} {what}"
 
 
-def _chains(sock: socket.socket) -> Iterator[tuple[str, LiveChain]]:
-    for found in dump(sock, GETCHAIN):
+def _chains(sock: socket.socket, family: TableFamily) -> Iterator[tuple[str, LiveChain]]:
+    for found in dump(sock, family, GETCHAIN):
         # An anonymous chain is part of somebody's rule: it goes with the rule, and only so.
         if name_of(found[1]) == TABLE and not number(found, CHAIN_FLAGS) & CHAIN_BINDING:
-            yield name_of(found[CHAIN_NAME]), LiveChain((), _hook(found))
+            yield name_of(found[CHAIN_NAME]), LiveChain((), _hook(found, family))
 
 
-def _hook(chain: Mapping[int, bytes]) -> Hook | None:
+def _hook(chain: Mapping[int, bytes], family: TableFamily) -> Hook | None:
     if CHAIN_HOOK not in chain:
         return None
     hook = dict(netlink.attributes(chain[CHAIN_HOOK]))
@@ -160,17 +168,21 @@ def _hook(chain: Mapping[int, bytes]) -> Hook | None:
     # Somebody may have put a chain into our table that is none we would make.
     kind = cast("Literal['nat', 'filter']", name_of(chain[CHAIN_TYPE]))
     policy: Literal["accept", "drop"] = "accept" if number(chain, CHAIN_POLICY) == POLICY_ACCEPT else "drop"
-    return Hook(kind, cast("Point", POINTS.get(point, "?")), priority, policy)
+    where = POINTS.get(point, "?") if family == "inet" else "ingress" if not point else "?"
+    devices = [hook[HOOK_DEVICE]] if HOOK_DEVICE in hook else []
+    devices = devices or [name for _, name in netlink.attributes(hook.get(HOOK_DEVICES, b""))]
+    device = ",".join(sorted(map(name_of, devices))) if family == "netdev" else ""
+    return Hook(kind, cast("Point", where), priority, policy, device)
 
 
-def _rules(sock: socket.socket) -> Iterator[tuple[str, str]]:
-    for found in dump(sock, GETRULE):
+def _rules(sock: socket.socket, family: TableFamily) -> Iterator[tuple[str, str]]:
+    for found in dump(sock, family, GETRULE):
         digest = hashlib.sha256(found.get(RULE_EXPRESSIONS, b"")).hexdigest()[:16]
         yield name_of(found[RULE_CHAIN]), digest
 
 
-def _maps(sock: socket.socket, schema: Mapping[str, Map]) -> Iterator[tuple[str, Map]]:
-    for found in dump(sock, GETSET):
+def _maps(sock: socket.socket, family: TableFamily, schema: Mapping[str, Map]) -> Iterator[tuple[str, Map]]:
+    for found in dump(sock, family, GETSET):
         name = name_of(found[SET_NAME])
         if number(found, SET_FLAGS) & FLAG_ANONYMOUS:
             # Part of somebody's rule: it goes with the rule, and only so.

@@ -4,7 +4,7 @@ libnftables may block for as long as others change rulesets, and has been seen t
 It runs here, behind a socket, and is killed and started again when it does not answer (host/nft).
 
 Requests and answers are pickled tuples behind a 4-byte length: ("commit", text) and ("read",
-schema, learned) are
+schema, learned, family) are
 answered by ("ok", value), ("refused", why, is_permission) or, for a read that never finds a quiet
 moment, ("busy", why).
 """
@@ -61,7 +61,8 @@ class Worker:
         try:
             if request[0] == "commit":
                 return self._commit(request[1])
-            return ("ok", nft_read.read(self.sock, request[1], learned=request[2]))
+            _, schema, learned, family = request
+            return ("ok", nft_read.read(self.sock, schema, learned=learned, family=family))
         except TimeoutError as error:
             return ("busy", str(error))
         except OSError as error:

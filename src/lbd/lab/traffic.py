@@ -7,6 +7,7 @@ Everything is bounded in time and in count.
 from __future__ import annotations
 
 import errno
+import itertools
 import socket
 import threading
 import time
@@ -17,11 +18,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Self
 
+from lbd.lab import sctp
 from lbd.lab.namespaces import Lab, wait_until
 from lbd.lab.servers import LONGEST, PAGE, reset_on_close
 
-# What a client speaks: a line over TCP or UDP, or a GET, see servers.Kind.
-Protocol = Literal["tcp", "http", "udp"]
+# What a client speaks: a line over TCP or UDP, a GET, or the beginning of SCTP, see servers.Kind and sctp.
+Protocol = Literal["tcp", "http", "udp", "sctp"]
+
+# SCTP is spoken without the kernel, which hence gives out no port: the dynamic ones of RFC 6335, in turn.
+_sctp_ports = itertools.cycle(range(49152, 65536))
 
 # A closed client port rests for 60 s, and there are 28,232 of them to one server (tcp(7),
 # ip_local_port_range): more requests in a minute would fail for that reason alone.
@@ -63,11 +68,11 @@ def ask(
     try:
         with connection:
             deadline = start + timeout
-            _connect(connection, address, port, deadline)
-            if protocol == "http":
-                server = _fetch(connection, deadline)
+            if protocol == "sctp":
+                server = sctp.greet(connection, address, port, source_port or next(_sctp_ports), deadline)
             else:
-                server, _ = _exchange(connection, b"hello", b"", deadline)
+                _connect(connection, address, port, deadline)
+                server = _first_words(connection, protocol, deadline)
     except OSError as error:
         failure = why(error)
     return Answer(server, failure, time.monotonic() - start)
@@ -228,6 +233,8 @@ class Requester(AbstractContextManager["Requester"]):
 
 
 def _socket(address: str, protocol: Protocol, source_port: int | None) -> socket.socket:
+    if protocol == "sctp":
+        return sctp.client(address)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     connection = socket.socket(family, socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM)
     if source_port is not None:
@@ -240,6 +247,13 @@ def _socket(address: str, protocol: Protocol, source_port: int | None) -> socket
 def _connect(connection: socket.socket, address: str, port: int, deadline: float) -> None:
     connection.settimeout(max(0.001, deadline - time.monotonic()))
     connection.connect((address, port))
+
+
+def _first_words(connection: socket.socket, protocol: Protocol, deadline: float) -> str:
+    if protocol == "http":
+        return _fetch(connection, deadline)
+    server, _ = _exchange(connection, b"hello", b"", deadline)
+    return server
 
 
 def _exchange(connection: socket.socket, line: bytes, buffer: bytes, deadline: float) -> tuple[str, bytes]:

@@ -1,4 +1,4 @@
-"""The text of a rule as values: what core/program says to nft, read back so that core/trace can follow it.
+"""The text of a rule to values: what core/program says to nft, read back so that core/trace can follow it.
 
 Only the constructs that the program uses are known. Anything else raises ValueError: a rule that is half
 understood would make a trace that lies.
@@ -8,10 +8,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
 from typing import Literal
+
+from lbd.core.trace.rule import (
+    Branch,
+    Choice,
+    Field,
+    Hash,
+    Is,
+    Key,
+    Lookup,
+    Member,
+    Note,
+    Plain,
+    Quota,
+    Statement,
+    Term,
+    Translate,
+    Verdict,
+)
 
 # Fields of a packet and its connection, as nft calls them.
 _FIELDS = (
@@ -50,112 +67,6 @@ _NUMBER = re.compile(r"0x[0-9a-f]+|[0-9]+")
 _PORTS = re.compile(r"[0-9]+(-[0-9]+)?")
 # "192.0.2.1:1-2" and "[2001:db8::1]:1-2"; an address of IPv6 alone has no brackets.
 _WITH_PORTS = re.compile(r"(?:\[(?P<six>[^\]]+)\]|(?P<four>[^:]+)):(?P<ports>[0-9-]+)")
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """A field of the packet; `mask` is an address, or a number for a mark, "" for all bits."""
-
-    name: str
-    mask: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Hash:
-    """`jhash KEY mod MODULUS seed SEED`."""
-
-    key: tuple[Field, ...]
-    modulus: int
-    seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """`numgen random|inc mod MODULUS`: any number below."""
-
-    modulus: int
-
-
-Term = Field | Hash | Choice
-Key = tuple[Term, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Lookup:
-    """`KEY map @NAME`, or with the elements in the place of a name."""
-
-    key: Key
-    name: str
-    inline: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """`KEY @NAME`: goes on when the set has the key."""
-
-    key: Key
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Is:
-    """Goes on when `subject` is one of `values`."""
-
-    subject: str
-    values: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Branch:
-    """`KEY vmap @NAME`: the verdict of the key's element."""
-
-    key: Key
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Quota:
-    """`limit name KEY map @NAME`: goes on when the limit of the key's element is passed."""
-
-    key: Key
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """`update|add @NAME { KEY ... }`: with `limited` it goes on only when the client is over the limit."""
-
-    name: str
-    key: Key
-    data: Field | None = None
-    limited: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Translate:
-    """`dnat|snat ip|ip6 to ADDRESS [: PORTS]`; `ports` "" leaves the port."""
-
-    kind: Literal["dnat", "snat"]
-    family: int
-    address: Lookup | str
-    ports: Lookup | str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Plain:
-    """Something without arguments that matter here; "rate" goes on below a rate of log lines."""
-
-    kind: Literal["masquerade", "notrack", "synproxy", "log", "rate"]
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What ends a rule: "accept", "drop", "return", "reset", "unreachable", "goto CHAIN", "jump CHAIN"."""
-
-    text: str
-
-
-Statement = Member | Is | Branch | Quota | Note | Translate | Plain | Verdict
 
 
 @lru_cache(maxsize=4096)
