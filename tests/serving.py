@@ -1,4 +1,4 @@
-"""What tests of whole services share: servers of every protocol, and listen addresses that no host carries."""
+"""What tests of services share: servers of every protocol, and listen addresses that no host carries."""
 
 from lbd.lab.sctp import SctpServer
 from lbd.lab.servers import Server

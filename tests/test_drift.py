@@ -11,7 +11,8 @@ from lbd.core.ops import AddElements, AddMap, AddRule, DeleteElements
 from lbd.core.program import DSTNAT, MANGLE
 from lbd.core.state import PROTOCOL, Address, Hook, LiveRoute, Map, Rule
 from lbd.reconcile import plan, reconcile
-from lbd.testing import _Chain, digest
+from lbd.testing import digest
+from lbd.testing.ruleset import MAP, TARGET, Chain
 from strategies import desireds
 
 # Each is one thing that somebody can do to a host, and that its kernel lets them do.
@@ -44,9 +45,56 @@ def alter_element(draw, host):
         items[_pick(draw, items)] = "10.9.9.9 . 1" if name.endswith("4") else "fd09::9 . 1"
 
 
+# One value of each type, of which no file is drawn.
+STRAY = {
+    "ipv4_addr": "203.0.113.99",
+    "ipv6_addr": "2001:db8:99::1",
+    "inet_proto": "tcp",
+    "inet_service": "9",
+    "ifname": "eth9",
+    "mark": "0x00000063",
+    "index": "99999",
+}
+
+
 @damage
-def stray_element(_, host):
-    host.ruleset.elements["services4"]["203.0.113.99 . tcp . 9"] = "goto when_empty_drop"
+def stray_element(draw, host):
+    """In a map that the file fills, whatever it is of."""
+    names = [name for name, shape in host.ruleset.maps.items() if shape.key and not shape.learned]
+    if not names:
+        return
+    shape = host.ruleset.maps[name := _pick(draw, names)]
+    match shape.data:
+        case "verdict":
+            data = "goto refuse_drop"
+        case "limit":
+            host.ruleset.limits["stray"] = "rate over 1/second burst 1 packets"
+            data = "stray"
+        case fields:
+            data = " . ".join(STRAY[field] for field in fields)
+    host.ruleset.elements[name][" . ".join(STRAY[field] for field in shape.key)] = data
+
+
+@damage
+def stray_limit(_, host):
+    host.ruleset.limits["stray"] = "rate over 1/second burst 1 packets"
+
+
+@damage
+def other_rate(draw, host):
+    """Somebody makes a limit again with another rate."""
+    if host.ruleset.limits:
+        host.ruleset.limits[_pick(draw, host.ruleset.limits)] = "rate over 77/second burst 7 packets"
+
+
+@damage
+def delete_limit(draw, host):
+    if host.ruleset.limits:
+        name = _pick(draw, host.ruleset.limits)
+        del host.ruleset.limits[name]
+        for items in host.ruleset.elements.values():
+            for key in [key for key, data in items.items() if data == name]:
+                del items[key]
 
 
 @damage
@@ -85,37 +133,47 @@ def other_hook(draw, host):
 @damage
 def stray_chain(draw, host):
     hook = draw(st.sampled_from((None, Hook("nat", "prerouting", 0))))
-    host.ruleset.chains["stray_hook" if hook else "stray"] = _Chain(hook, ["drop"])
+    host.ruleset.chains["stray_hook" if hook else "stray"] = Chain(hook, ["drop"])
 
 
 @damage
 def jump_to_a_stray_chain(_, host):
-    host.ruleset.chains["stray"] = _Chain(None, ["drop"])
+    host.ruleset.chains["stray"] = Chain(None, ["drop"])
     host.ruleset.chains["prerouting"].rules.insert(0, "jump stray")
 
 
 @damage
 def stray_map(_, host):
-    host.ruleset.chains["stray"] = _Chain(None, ["ip daddr vmap @stray_map"])
+    host.ruleset.chains["stray"] = Chain(None, ["ip daddr vmap @stray_map"])
     host.ruleset.maps["stray_map"] = Map((), (), 0)
-    host.ruleset.elements["stray_map"] = {"192.0.2.9": "goto when_empty_drop"}
+    host.ruleset.elements["stray_map"] = {"192.0.2.9": "goto refuse_drop"}
 
 
 @damage
 def other_map(draw, host):
     """Somebody makes a map again: smaller, with other fields, or as something we cannot read."""
+    if not host.ruleset.maps:
+        return
     name = _pick(draw, host.ruleset.maps)
     shape = host.ruleset.maps[name]
-    shapes = (replace(shape, size=16), replace(shape, counter=not shape.counter), Map((), (), 0))
+    shapes = (
+        replace(shape, size=16),
+        replace(shape, counter=not shape.counter),
+        replace(shape, interval=not shape.interval),
+        replace(shape, learned="" if shape.learned else "count"),
+        Map((), (), 0),
+    )
     host.ruleset.maps[name], host.ruleset.elements[name] = draw(st.sampled_from(shapes)), {}
 
 
 @damage
 def delete_map(draw, host):
+    if not host.ruleset.maps:
+        return
     name = _pick(draw, host.ruleset.maps)
     del host.ruleset.maps[name], host.ruleset.elements[name]
     for chain in host.ruleset.chains.values():
-        chain.rules = [rule for rule in chain.rules if f"@{name}" not in rule.split()]
+        chain.rules = [rule for rule in chain.rules if name not in MAP.findall(rule)]
 
 
 @damage
@@ -123,8 +181,10 @@ def delete_chain(draw, host):
     name = _pick(draw, host.ruleset.chains)
     del host.ruleset.chains[name]
     for items in host.ruleset.elements.values():
-        for key in [key for key, data in items.items() if data == f"goto {name}"]:
+        for key in [key for key, data in items.items() if data in (f"goto {name}", f"jump {name}")]:
             del items[key]
+    for chain in host.ruleset.chains.values():
+        chain.rules = [rule for rule in chain.rules if name not in TARGET.findall(rule)]
 
 
 @damage
@@ -206,7 +266,7 @@ def test_any_mix_of_drift_is_repaired(data, host, wish):
 def whole(host):
     """Tell whether there is enough left of the table for one more of DAMAGE."""
     names = {*host.ruleset.chains, *host.ruleset.maps} if host.ruleset else set()
-    return {"prerouting", "when_empty_drop", "services4"} <= names
+    return {"prerouting", "refuse_drop"} <= names
 
 
 def _repair(host, wish, expected):

@@ -133,6 +133,46 @@ def test_a_refused_removal_is_told_and_done_later(host, a):
         assert state(refusing) == before
 
 
+def note(host, wish):
+    """Packets note all that they may, and a client that went where nobody sends one."""
+    for learned in wish.table.learned:
+        for listen, known in learned.allowed.items():
+            wrong = " . ".join(("10.9.9.9", "9")[: len(learned.maps)])
+            for client, data in enumerate([*sorted(known), wrong]):
+                for name, part in zip(learned.maps, data.split(" . "), strict=True):
+                    host.ruleset.elements[name][f"{listen} . {client}"] = part
+
+
+def notes(host, learned):
+    """What is noted as a whole: listen address and client to where the client went."""
+    parts = [host.ruleset.elements.get(name, {}) for name in learned.maps]
+    whole = set(parts[0]).intersection(*parts[1:])
+    return {key: " . ".join(part[key] for part in parts) for key in whole}
+
+
+def right(noted, learned):
+    return {key: data for key, data in noted.items() if data in learned.allowed.get(key.split(" . ")[0], ())}
+
+
+@settings(max_examples=150, deadline=None)
+@given(desireds(), desireds())
+def test_what_packets_noted_stays_as_long_as_it_is_true(a, b):
+    host = FakeHost()
+    reconcile(host, a)
+    note(host, a)
+    before = {learned.maps: notes(host, learned) for learned in a.table.learned}
+    assert reconcile(host, b).converged
+    for learned in b.table.learned:
+        assert notes(host, learned) == right(before.get(learned.maps, {}), learned)
+    assert not plan(host, b)
+    # Nobody looks at them without need.
+    note(host, b)
+    assert not reconcile(host, b, thorough=False).plan
+    assert reconcile(host, b).converged
+    for learned in b.table.learned:
+        assert notes(host, learned) == right(notes(host, learned), learned)
+
+
 def test_hand_of_somebody_else_is_not_taken_for_ours():
     """They change a rule just after we wrote it, before we read what the kernel made of it."""
     host, wish = FakeHost(), desired(Config())

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lbd.core import maglev
 from lbd.core.state import Chain, Hook, Map, Table
 from lbd.core.trace import Facts, Noted, trace
+from lbd.core.trace.fields import hashed
 from lbd.core.trace.text import parse
 from trace_cases import (
     BACK4,
@@ -249,7 +250,7 @@ def test_what_is_not_known_is_not_skipped(rule):
 
 
 def test_a_verdict_of_an_element_that_is_not_known():
-    chains = {"c": Chain(("ip daddr vmap @m",), Hook("nat", "prerouting", -100))}
+    chains = {"c": Chain(("ip daddr vmap @m",), Hook("filter", "prerouting", 0))}
     table = Table(chains, {"m": Map(("ipv4_addr",), "verdict", 9)}, {"m": {VIP4: "queue"}})
     with pytest.raises(ValueError, match="not understood"):
         trace(table, tcp())
@@ -297,6 +298,39 @@ def test_chains_end_as_nftables_does(rules, verdict):
     elements = {"s": {VIP4: ""}, "none": {BACK4: "accept"}, "rest": {BACK4: "drop", "*": "accept"}}
     (outcome,) = trace(Table(chains, maps, elements), tcp())
     assert outcome.verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("rule", "verdict"),
+    [
+        ("ct status dnat drop", "drop"),
+        ("masquerade", "drop"),
+        ("dnat ip to 192.0.2.1", "drop"),
+        ("dnat ip6 to 2001:db8::1", "accept"),
+        ("add @s { ip saddr ct count over 5 } drop", "drop"),
+        ("ip saddr @s drop", "accept"),
+        ("update @s { ip saddr limit rate over 5/second burst 5 packets } drop", "accept"),
+    ],
+)
+def test_chains_of_type_nat_are_not_asked_unless_a_rule_needs_connections(rule, verdict):
+    chains = {"base": Chain(("drop",), Hook("nat", "prerouting", -100)), "unused": Chain((rule,))}
+    (outcome,) = trace(Table(chains), tcp())
+    assert outcome.verdict == verdict
+
+
+# What Linux 6.18 put into a set for `jhash FIELDS mod 4294967295 seed 0x1`.
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"udp dport": "8888"}, 0x2BA52363),
+        ({"meta nfproto": "ipv4"}, 0xDCB2045A),
+        ({"ip daddr": "127.0.0.1", "udp dport": "8888"}, 0xDDBD5DA8),
+        ({"meta mark": "0x00000107"}, 0x3A24DE7A),
+        ({"oifname": "lo", "ip daddr": "127.0.0.1"}, 0xBEBC90C5),
+    ],
+)
+def test_hashes_are_the_kernels(fields, expected):
+    assert hashed(list(fields), list(fields.values()), 2**32 - 1, 1) == expected
 
 
 def test_policy_ends_what_no_rule_decides():

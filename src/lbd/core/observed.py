@@ -55,12 +55,10 @@ def next_deadline(config: Config, now: datetime) -> datetime | None:
     return min((until for _, _, until in _deadlines(config) if until > now), default=None)
 
 
-def untracked_backends(config: Config) -> frozenset[str]:
-    """Return the addresses of backends that are reached without connection tracking."""
-    kinds = ("direct", "stateless")
-    return frozenset(
-        str(b.address) for s in config.services if s.return_path.kind in kinds for b in s.backends
-    )
+def untracked_backends(config: Config) -> frozenset[str] | None:
+    """Return the addresses of backends of services without connection tracking; None when there are none."""
+    mine = [s for s in config.services if s.return_path.kind in ("direct", "stateless")]
+    return frozenset(str(b.address) for s in mine for b in s.backends) if mine else None
 
 
 def changes(before: Observed, after: Observed) -> tuple[str, ...]:

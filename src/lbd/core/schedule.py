@@ -118,15 +118,16 @@ def add(draft: Draft, virtual: Virtual, reading: Reading, salt: int) -> str:
         _shift(draft, virtual, reading)
     where = f"{key} . " if key else ""
     name = f"{common}_{'' if form == 'port' else form + '_'}{chosen.name}"
-    to = f"dnat {ip(reading.family)} to "
+    dnat = f"dnat {ip(reading.family)} to "
+    # nft takes a port only behind a match on the protocol, which a key without a port does not imply.
+    match = f"meta l4proto {virtual.where.protocol} "
+    to = f"{match}{dnat}" if form == "port" and "port" not in reading.shape.fields else dnat
     rules = [f"{to}{where}{chosen.expression} map @{slots}{tail}", "drop"]
     if virtual.service.persistence:
         sticky = Sticky(virtual, reading, salt)
         sticky.declare(draft)
         name += f"_{sticky.name}"
-        # nft takes a port only behind a match on the protocol, which a hash does not imply.
-        match = "" if form == "host" else f"meta l4proto {virtual.where.protocol} "
-        rules.insert(0, f"{match}{to}{sticky.lookup}{tail}")
+        rules.insert(0, f"{'' if form == 'host' else match}{dnat}{sticky.lookup}{tail}")
     if pins := _pins(virtual):
         name += "_pinned"
         held = f"{'pins' if form == 'port' else 'pinhosts'}_{common}"

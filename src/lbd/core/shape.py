@@ -187,10 +187,11 @@ class Reading:
     mark_mask: int = WHOLE_MARK
 
     def _packet(self, name: Field, port: str) -> str:
-        mask = "" if self.mark_mask == WHOLE_MARK else f" & {self.mark_mask:#010x}"
+        # Behind another field nft wants a mask in brackets.
+        mark = "meta mark" if self.mark_mask == WHOLE_MARK else f"(meta mark & {self.mark_mask:#010x})"
         words: dict[Field, str] = {
             "interface": "iifname",
-            "mark": f"meta mark{mask}",
+            "mark": mark,
             "address": f"{ip(self.family)} daddr",
             "protocol": "meta l4proto",
             "port": port,

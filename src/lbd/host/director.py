@@ -78,8 +78,8 @@ class Director:
         return Observed(
             expired=expired(config, datetime.now(UTC)),
             neighbours=self.net.neighbours() if asks else frozenset(),
-            links=self.net.links(untracked) if untracked else {},
-            interfaces=interfaces() if untracked else frozenset(),
+            links=self.net.links(untracked or ()),
+            interfaces=frozenset() if untracked is None else interfaces(),
         )
 
     def commit(self, ops: Sequence[NftOp]) -> int:

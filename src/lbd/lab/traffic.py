@@ -82,7 +82,8 @@ def why(error: OSError) -> str:
     """Return the word for a failed request, see `Answer`."""
     if isinstance(error, TimeoutError):
         return "timeout"
-    if isinstance(error, ConnectionRefusedError):
+    # The numbers are what ICMP makes of a host that does not speak the protocol, in IPv4 and IPv6.
+    if isinstance(error, ConnectionRefusedError) or error.errno in (errno.ENOPROTOOPT, errno.EPROTO):
         return "refused"
     if isinstance(error, ConnectionResetError | BrokenPipeError):
         return "reset"

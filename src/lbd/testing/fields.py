@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -12,8 +11,6 @@ from itertools import pairwise
 from lbd.core.ops import CATCH_ALL
 from lbd.core.state import FieldType
 
-_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
-
 # In another form than the kernel's reader writes, an element would never be found again.
 FIELDS: dict[FieldType, Callable[[str], bool]] = {
     "ipv4_addr": lambda text: str(IPv4Address(text)) == text,
@@ -22,7 +19,6 @@ FIELDS: dict[FieldType, Callable[[str], bool]] = {
     "inet_service": lambda text: str(int(text)) == text and int(text) < 1 << 16,
     "ifname": lambda text: 0 < len(text) < 16,  # noqa: PLR2004 - IFNAMSIZ
     "iface_index": lambda text: str(int(text)) == text,
-    "ether_addr": lambda text: bool(_MAC.fullmatch(text)),
     "mark": lambda text: f"{int(text, 16):#010x}" == text,
     "index": lambda text: str(int(text)) == text,
 }

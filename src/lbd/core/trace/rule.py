@@ -80,12 +80,16 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """`update|add @NAME { KEY ... }`: with `limited` it goes on only when the client is over the limit."""
+    """`update|add @NAME { KEY ... }`: with `limited` it goes on only when the client is over the limit.
+
+    `connections` says that the limit is one of open connections, of which the kernel then keeps a count.
+    """
 
     name: str
     key: Key
     data: Field | None = None
     limited: bool = False
+    connections: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -271,7 +271,7 @@ def _limit(words: _Words) -> Statement:
 def _note(words: _Words) -> Statement:
     name = words.name()
     words.need("{")
-    key, data, limited = _key(words), None, False
+    key, data, limited, connections = _key(words), None, False, False
     if words.given("timeout"):
         words.match(re.compile(r"[0-9]+m?s"))
     if words.given("limit", "rate", "over"):
@@ -279,11 +279,11 @@ def _note(words: _Words) -> Statement:
         limited = True
     elif words.given("ct", "count", "over"):
         words.number()
-        limited = True
+        limited = connections = True
     elif words.given(":"):
         data = _field(words)
     words.need("}")
-    return Note(name, key, data, limited)
+    return Note(name, key, data, limited, connections)
 
 
 def _log(words: _Words) -> Statement:

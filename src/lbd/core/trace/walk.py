@@ -8,6 +8,7 @@ from dataclasses import replace
 from lbd.core.state import Hook, Point, Table
 from lbd.core.trace.effect import MISS, ON, Effects
 from lbd.core.trace.flow import Ending, Facts, Flow
+from lbd.core.trace.rule import Branch, Field, Hash, Is, Member, Note, Plain, Quota, Term, Translate
 from lbd.core.trace.text import parse
 
 # NF_IP_PRI_CONNTRACK of linux/netfilter_ipv4.h: what a chain before it sees belongs to no connection yet.
@@ -27,6 +28,7 @@ class Walk:
     def __init__(self, table: Table, facts: Facts) -> None:
         self._table, self._facts = table, facts
         self._effects = Effects(table, facts)
+        self._tracked_families = _tracked_families(table)
 
     def way(self, flow: Flow) -> Iterator[Flow]:
         """Follow a packet through the hooks, and give all it may become."""
@@ -62,7 +64,9 @@ class Walk:
         return [replace(self._tracked(f), settled=True) for f in flows]
 
     def _tracked(self, flow: Flow) -> Flow:
-        return flow if flow.connection else replace(flow, connection=self._facts.connection)
+        if flow.connection or flow.now.family not in self._tracked_families:
+            return flow
+        return replace(flow, connection=self._facts.connection)
 
     def _base_chain(self, hook: Hook, name: str, flow: Flow) -> Iterator[Flow]:
         if flow.ending or (hook.type == "nat" and not _is_asked(hook.point, flow)):
@@ -118,3 +122,30 @@ def _is_asked(point: Point, flow: Flow) -> bool:
     """Tell whether chains of type nat are asked: by the first packet of a connection, once for each end."""
     done = flow.source if point in ("input", "postrouting") else flow.settled or flow.translated
     return flow.connection == "new" and not done
+
+
+def _tracked_families(table: Table) -> frozenset[int]:
+    """Return the families whose connections the kernel tracks: those of a rule that needs it, used or not.
+
+    That is nf_ct_netns_get(), which a chain of type nat alone does not call.
+    """
+    families: set[int] = set()
+    for chain in table.chains.values():
+        for statement in (each for rule in chain.rules for each in parse(rule)):
+            match statement:
+                case Translate():
+                    families.add(statement.family)
+                case (
+                    Plain(kind="masquerade" | "synproxy")
+                    | Is(subject="ct state" | "ct status")
+                    | Note(connections=True)
+                ):
+                    families |= {4, 6}
+                case Member() | Branch() | Quota() | Note() if any(map(_of_connection, statement.key)):
+                    families |= {4, 6}
+    return frozenset(families)
+
+
+def _of_connection(term: Term) -> bool:
+    fields = term.key if isinstance(term, Hash) else (term,)
+    return any(isinstance(field, Field) and field.name.startswith("ct ") for field in fields)
