@@ -184,12 +184,10 @@ DIRECT = "interface = 'eth0'\nreturn_path = 'direct'\nwhen_empty = 'drop'\ntable
 
 
 def test_direct_return():
-    backends = '["192.0.2.1", { address = "192.0.2.2:80", mac = "52:54:00:AB:cd:01", state = "drain" }]'
+    backends = '["192.0.2.1", { address = "192.0.2.2:80", state = "drain" }]'
     made = service(DIRECT, backends, '["198.51.100.1:80", "198.51.100.1:80/udp"]')
     assert made.return_path == ReturnPath("direct")
-    assert made.backends[1] == Backend(
-        ip_address("192.0.2.2"), Ports(80, 80), state="drain", mac="52:54:00:ab:cd:01"
-    )
+    assert made.backends[1] == Backend(ip_address("192.0.2.2"), Ports(80, 80), state="drain")
 
 
 def test_stateless():

@@ -1,19 +1,14 @@
-"""Who gets a connection: shares that follow the weights, turns, and a choice that Python foretells."""
+"""Who gets a connection: shares that follow the weights, and turns. test_choice.py has what a hash chooses."""
 
 from collections import Counter
-from ipaddress import ip_address
 from itertools import pairwise
 from math import sqrt
 
 import pytest
 
-from lbd.core import maglev
-from lbd.core.desired import _virtuals
-from lbd.core.program import schedule
 from lbd.core.slots import share
-from lbd.host import files
 from lbd.lab.traffic import ask
-from running import SERVERS, VIP, answers, at, backends, service
+from running import VIP, answers, at, backends, service
 
 pytestmark = pytest.mark.kernel
 
@@ -78,23 +73,6 @@ def test_round_robin_services_take_turns_of_their_own(lab, director):
     for one in (got[::2], got[1::2]):
         assert Counter(one) == {"server1": 5, "server2": 5}
         assert all(a != b for a, b in pairwise(one))
-
-
-@pytest.mark.parametrize("family", [4, 6])
-@pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_maglev_chooses_as_foretold(lab, director, family, protocol):
-    director.apply(service(at(VIP[family], 8888, protocol), weighted(family)))
-    (virtual,) = _virtuals(files.load(director.path).services[0])
-    slots, _, _ = schedule(virtual)
-    names = dict(zip(SERVERS[family], WEIGHTS, strict=True))
-    client = ip_address(lab.topology["client2"].address(family))
-    expected, got = {}, {}
-    for n in range(FLOWS):
-        port = 10_000 + 97 * n  # no other test of this file asks from client2
-        expected[port] = names[slots[maglev.slot(len(slots), client, port)].address]
-        got[port] = ask(lab, "client2", VIP[family], 8888, protocol=protocol, source_port=port).server
-    assert got == expected
-    assert set(got.values()) == set(WEIGHTS)
 
 
 def test_maglev_keeps_the_clients_of_the_others_when_one_is_drained(lab, director):

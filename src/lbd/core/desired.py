@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from lbd.core import ingress
 from lbd.core.observed import Observed, name
@@ -52,43 +52,39 @@ def desired(config: Config, observed: Observed | None = None) -> Desired:
     )
 
 
-def in_use(service: Service, observed: Observed) -> tuple[Backend, ...]:
+def in_use(service: Service, family: Family, observed: Observed) -> tuple[Backend, ...]:
     """Return the backends that take new connections now: the first that can of the pools, by priority."""
-    able = [b for b in service.backends if b.in_rotation and name(service, b) not in observed.full]
-    first = min((b.backup for b in able), default=None)
-    return tuple(b for b in able if b.backup == first) if able else service.sorry
+    able = [b for b in service.backends if b.family == family and b.in_rotation]
+    if observed.full:
+        able = [b for b in able if name(service, b) not in observed.full]
+    if not able:
+        return tuple(b for b in service.sorry if b.family == family)
+    first = min(b.backup for b in able)
+    return tuple(b for b in able if b.backup == first)
 
 
 def _may_stay(service: Service, backend: Backend, observed: Observed) -> bool:
     """Tell whether a backend out of rotation keeps the clients that are with it: a drained or a full one."""
-    if name(service, backend) in observed.expired:
-        return False
-    return backend.state == "drain" or (
-        backend.state == "up" and (not backend.weight or name(service, backend) in observed.full)
-    )
+    if backend.state == "up":
+        return not backend.weight or name(service, backend) in observed.full
+    return backend.state == "drain" and name(service, backend) not in observed.expired
 
 
 def virtuals_of(service: Service, observed: Observed) -> Iterator[Virtual]:
     """Give the listen addresses of a service, each with the backends that stand behind it now."""
-    active = in_use(service, observed)
-    waiting = tuple(b for b in service.backends if _may_stay(service, b, observed))
     for where, listen in wheres(service):
-        family = where.family
-
-        def targets(
-            backends: Iterable[Backend], listen: Listen | None = listen, family: int = family
-        ) -> dict[Target, int]:
-            return {_target(b, listen): _weight(service, b, observed) for b in backends if b.family == family}
-
+        of_family = {b: _target(b, listen) for b in service.backends if b.family == where.family}
+        active = in_use(service, where.family, observed)
+        takers = {of_family.get(b) or _target(b, listen): _weight(service, b, observed) for b in active}
+        waiting = (target for b, target in of_family.items() if _may_stay(service, b, observed))
         # All of the file, also those of other pools: the size of a table is not to change with them.
-        weights = {_target(b, listen): b.weight for b in service.backends if b.family == family}
-        takers = targets(active)
+        weights = {target: b.weight for b, target in of_family.items()}
         yield Virtual(
             where=where,
             service=service,
             targets=takers,
             total=sum(reduce(weights).values()),
-            stay=frozenset({*takers, *targets(waiting)}),
+            stay=frozenset({*takers, *waiting}),
         )
 
 
@@ -114,7 +110,7 @@ def _target(backend: Backend, listen: Listen | None) -> Target:
 
 
 def _weight(service: Service, backend: Backend, observed: Observed) -> int:
-    if service.scheduler == "least-connections":
+    if service.scheduler == "least-connections" and observed.shares:
         return observed.shares.get(name(service, backend), backend.weight) or 1
     return max(1, backend.weight)
 

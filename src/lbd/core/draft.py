@@ -19,6 +19,7 @@ class Draft:
     elements: dict[str, dict[str, str]] = field(default_factory=dict)
     limits: dict[str, str] = field(default_factory=dict)
     learned: dict[str, Learned] = field(default_factory=dict)
+    flowtables: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def declare(self, name: str, shape: Map) -> None:
         """Have a map, whether or not there is an element for it."""
@@ -38,7 +39,8 @@ class Draft:
     def table(self) -> Table:
         """Return what was put together, each map with room to grow."""
         maps = {name: _sized(shape, len(self.elements[name])) for name, shape in self.maps.items()}
-        return Table(self.chains, maps, self.elements, self.limits, tuple(self.learned.values()))
+        learned = tuple(self.learned.values())
+        return Table(self.chains, maps, self.elements, self.limits, learned, self.flowtables)
 
 
 def _sized(shape: Map, count: int) -> Map:

@@ -29,7 +29,7 @@ class Observed:
     leads to them without a router. `full` are backends with as many connections as they may have; `shares`
     are the weights of backends of least-connections, where they are not those of the file. `links` are the
     ways to backends that are reached without connection tracking, by address; `interfaces` are those there
-    are, as far as rules name them.
+    are of `named_interfaces`. `offloads`: the kernel can, as far as a service wants it to.
     """
 
     expired: frozenset[BackendName] = frozenset()
@@ -38,6 +38,7 @@ class Observed:
     shares: Mapping[BackendName, int] = field(default_factory=dict)
     links: Mapping[str, Link] = field(default_factory=dict)
     interfaces: frozenset[str] = frozenset()
+    offloads: bool = False
 
 
 def name(service: Service, backend: Backend) -> BackendName:
@@ -61,6 +62,18 @@ def untracked_backends(config: Config) -> frozenset[str] | None:
     return frozenset(str(b.address) for s in mine for b in s.backends) if mine else None
 
 
+def wants_offload(config: Config) -> bool:
+    """Tell whether a service's connections are to be offloaded."""
+    return any(service.offload for service in config.services)
+
+
+def named_interfaces(config: Config) -> frozenset[str]:
+    """Return the interfaces that have to be there for a rule to name them."""
+    names = {s.interface for s in config.services if s.return_path.kind in ("direct", "stateless")}
+    names.update(config.director.devices if wants_offload(config) else ())
+    return frozenset(name for name in names if name)
+
+
 def changes(before: Observed, after: Observed) -> tuple[str, ...]:
     """Return in words what changed on the host. Shares change all the time, and are not worth a word."""
     words = [
@@ -70,6 +83,8 @@ def changes(before: Observed, after: Observed) -> tuple[str, ...]:
     ]
     if before.neighbours != after.neighbours:
         words.append("the director's networks changed")
+    words.extend(f"interface {name} is gone" for name in sorted(before.interfaces - after.interfaces))
+    words.extend(f"interface {name} is there" for name in sorted(after.interfaces - before.interfaces))
     words.extend(
         f"the way to {address} is {'known' if address in after.links else 'not known any more'}"
         for address in sorted(before.links.keys() | after.links.keys())

@@ -168,6 +168,31 @@ class DeleteLimit:
         return f"delete limit {self.family} {TABLE} {self.name}"
 
 
+@dataclass(frozen=True, slots=True)
+class AddFlowtable:
+    """Make a flowtable over interfaces that are there; it must not exist."""
+
+    name: str
+    devices: tuple[str, ...]
+    family: TableFamily = "inet"
+
+    def __str__(self) -> str:
+        devices = ", ".join(f'"{device}"' for device in self.devices)
+        hook = f"hook ingress priority 0; devices = {{ {devices} }};"
+        return f"add flowtable {self.family} {TABLE} {self.name} {{ {hook} }}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteFlowtable:
+    """Delete a flowtable that no rule names; its connections go back to the path of the rules."""
+
+    name: str
+    family: TableFamily = "inet"
+
+    def __str__(self) -> str:
+        return f"delete flowtable {self.family} {TABLE} {self.name}"
+
+
 def kind(shape: Map) -> str:
     """Return nft's word for a map or a set."""
     return "map" if shape.data else "set"
@@ -196,6 +221,8 @@ NftOp = (
     | DeleteElements
     | AddLimit
     | DeleteLimit
+    | AddFlowtable
+    | DeleteFlowtable
 )
 
 

@@ -15,6 +15,7 @@ from lbd.core.ops import (
     AddAddress,
     AddChain,
     AddElements,
+    AddFlowtable,
     AddLimit,
     AddMap,
     AddPolicyRule,
@@ -24,6 +25,7 @@ from lbd.core.ops import (
     DeleteAddress,
     DeleteChain,
     DeleteElements,
+    DeleteFlowtable,
     DeleteLimit,
     DeleteMap,
     DeletePolicyRule,
@@ -55,7 +57,7 @@ from lbd.core.state import (
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be done, in order; `unsafe` says what is left out, and why.
+    """What is to be done, in order; `unsafe` says what is left out, and why, and `lacking` see Desired.
 
     `swap`, `collect` and each of `forget` are one nftables transaction. `collect` removes what nothing
     refers to any more: before Linux 6.2 a chain cannot go in the transaction that drops its last reference.
@@ -68,6 +70,7 @@ class Plan:
     forget: tuple[DeleteElements, ...] = ()
     after: tuple[HostOp, ...] = ()
     unsafe: tuple[str, ...] = ()
+    lacking: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         """Tell whether there is anything to do."""
@@ -93,7 +96,13 @@ def diff(live: Live, desired: Desired) -> Plan:
     more, later = at_ingress.ops(desired.ingress) if desired.ingress else at_ingress.gone()
     forget = tuple(_untrue(live.table, desired.table)) if live.table else ()
     return Plan(
-        tuple(grow), (*swap, *more), (*collect, *later), forget, tuple(shrink), (*unsafe, *desired.unsafe)
+        tuple(grow),
+        (*swap, *more),
+        (*collect, *later),
+        forget,
+        tuple(shrink),
+        (*unsafe, *desired.unsafe),
+        desired.lacking,
     )
 
 
@@ -134,10 +143,12 @@ class _Table:
         # A map that must be made anew takes the rules that name it with it, in the same transaction.
         anew = {name for name, shape in want.maps.items() if not _serves(live.maps.get(name), shape)}
         gone = [name for name in live.maps if name in anew or name not in want.maps]
+        flows = [n for n, devices in want.flowtables.items() if live.flowtables.get(n) != devices]
+        ended = [n for n, devices in live.flowtables.items() if want.flowtables.get(n) != devices]
         rewrite = {
             name
             for name, chain in want.chains.items()
-            if not self._same_rules(live.chains.get(name), chain) or _names_any(chain, anew)
+            if not self._same_rules(live.chains.get(name), chain) or _names_any(chain, anew.union(flows))
         }
         rehook = {name for name, chain in want.chains.items() if _rehook(live.chains.get(name), chain)}
         foreign = [name for name in live.chains if name not in want.chains]
@@ -152,8 +163,10 @@ class _Table:
         swap += [DeleteChain(name, family) for name in sorted(rehook)]
         swap += [DeleteChain(name, family) for name in foreign if live.chains[name].hook]
         swap += [DeleteMap(name, family) for name in gone]
+        swap += [DeleteFlowtable(name, family) for name in ended]
         swap += [DeleteLimit(n, family) for n, rate in live.limits.items() if want.limits.get(n) != rate]
         swap += [AddLimit(n, rate, family) for n, rate in want.limits.items() if live.limits.get(n) != rate]
+        swap += [AddFlowtable(name, want.flowtables[name], family) for name in flows]
         fresh = [name for name in want.chains if name not in live.chains or name in rehook]
         swap += [AddChain(name, want.chains[name].hook, family) for name in fresh]
         swap += [AddMap(name, want.maps[name], family) for name in want.maps if name in anew]
@@ -193,8 +206,8 @@ def _rehook(live: LiveChain | None, want: Chain) -> bool:
     return live is not None and live.hook != want.hook
 
 
-def _names_any(chain: Chain, maps: set[str]) -> bool:
-    return any(name in maps for rule in chain.rules for name in re.findall(r"@(\w+)", rule))
+def _names_any(chain: Chain, names: set[str]) -> bool:
+    return any(name in names for rule in chain.rules for name in re.findall(r"@(\w+)", rule))
 
 
 class _Net:

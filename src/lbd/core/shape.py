@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Literal
 from zlib import crc32
 
@@ -42,9 +43,12 @@ def prefix(network: Network) -> str:
     return str(network.network_address) if alone else str(network)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Shape:
-    """Which fields name a listen address. Without a port ("none") there is no protocol either."""
+    """Which fields name a listen address. Without a port ("none") there is no protocol either.
+
+    No slots here and in Where: with ten thousand services, what follows from the fields is kept once made.
+    """
 
     interface: bool = False
     mark: bool = False
@@ -56,7 +60,7 @@ class Shape:
         """Whether keys have ranges, which nftables looks up in another kind of map."""
         return self.port == "range"
 
-    @property
+    @cached_property
     def suffix(self) -> str:
         """Return what the names of its maps and chains end in, before the family."""
         words = ["mark"] if self.mark else [] if self.address else ["wild"]
@@ -70,7 +74,7 @@ class Shape:
         """Return where it stands in the order in which listen addresses are asked."""
         return (int(self.mark), int(not self.address), _PORTS.index(self.port), int(not self.interface))
 
-    @property
+    @cached_property
     def fields(self) -> tuple[Field, ...]:
         """Return the fields of a key, in their order in it."""
         every: dict[Field, bool] = {
@@ -82,7 +86,7 @@ class Shape:
         }
         return tuple(name for name, there in every.items() if there)
 
-    @property
+    @cached_property
     def slot_fields(self) -> tuple[Field, ...]:
         """Return the fields of a key in a map that is of one protocol and, if any, one interface.
 
@@ -117,7 +121,14 @@ SHAPES: tuple[Shape, ...] = tuple(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@lru_cache
+def _shape(
+    interface: bool, mark: bool, address: bool, port: Literal["one", "range", "every", "none"]
+) -> Shape:
+    return Shape(interface, mark, address, port)
+
+
+@dataclass(frozen=True)
 class Where:
     """One listen address of a service in the terms of nftables.
 
@@ -132,11 +143,11 @@ class Where:
     interface: str = ""
     mark: int | None = None
 
-    @property
+    @cached_property
     def shape(self) -> Shape:
         """Return the fields that name it."""
         if self.mark is not None:
-            return Shape(bool(self.interface), True, False, "none")
+            return _shape(bool(self.interface), True, False, "none")
         port: Literal["one", "range", "every", "none"] = "range"
         if self.protocol == "any":
             port = "none"
@@ -144,19 +155,19 @@ class Where:
             port = "every"
         elif self.ports.single:
             port = "one"
-        return Shape(bool(self.interface), False, bool(self.address), port)
+        return _shape(bool(self.interface), False, bool(self.address), port)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Return its key in a map of its shape."""
         return self._join(self.shape.fields)
 
-    @property
+    @cached_property
     def slot_key(self) -> str:
         """Return its key in a map of its shape, protocol and interface."""
         return self._join(self.shape.slot_fields)
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """Return what the names of its slots and of its class begin with: "tcp4", "udp_range_if_eth0_6"."""
         ends = f"_{_spelt(self.interface)}_" if self.interface else ""

@@ -20,6 +20,9 @@ PROTOCOL = 76
 
 TABLE = "lbd"
 
+# Our flowtable: a name for all, since nothing of it is a service's.
+FLOWTABLE = "offload"
+
 # The main routing table (RT_TABLE_MAIN).
 MAIN = 254
 
@@ -100,7 +103,8 @@ class Learned:
 class Table:
     """Our nftables table as the file asks for it. `elements` has an entry for each of `maps`.
 
-    `limits` are named objects, as "rate over 10/second burst 20 packets".
+    `limits` are named objects, as "rate over 10/second burst 20 packets". `flowtables` has the devices of
+    each, in order.
     """
 
     chains: Mapping[str, Chain] = field(default_factory=dict)
@@ -108,6 +112,7 @@ class Table:
     elements: Mapping[str, Elements] = field(default_factory=dict)
     limits: Mapping[str, str] = field(default_factory=dict)
     learned: tuple[Learned, ...] = ()
+    flowtables: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +134,7 @@ class LiveTable:
     maps: Mapping[str, Map] = field(default_factory=dict)
     elements: Mapping[str, Elements] = field(default_factory=dict)
     limits: Mapping[str, str] = field(default_factory=dict)
+    flowtables: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     beyond_repair: bool = False
 
 
@@ -212,12 +218,13 @@ class Desired:
     """The whole state the file asks for. `replace` names the routes that may take a foreign one's place.
 
     `ingress` is the table of the netdev family, None when no service needs it. `unsafe` says what of the
-    file is left out as things are, and why.
+    file is left out as things are, and why; `lacking` what is done in another way, because this host cannot.
     """
 
     table: Table = field(default_factory=Table)
     ingress: Table | None = None
     unsafe: tuple[str, ...] = ()
+    lacking: tuple[str, ...] = ()
     addresses: frozenset[Address] = frozenset()
     routes: Mapping[RouteKey, Route] = field(default_factory=dict)
     replace: frozenset[RouteKey] = frozenset()

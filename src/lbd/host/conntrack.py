@@ -1,6 +1,6 @@
-"""Counting the connections that the kernel tracks: a dump of its table (linux/netfilter/nfnetlink_conntrack.h).
+"""Counting the connections that the kernel tracks: a dump of its table (nfnetlink_conntrack.h).
 
-A table of 100,000 entries is 20 MB of netlink. Nearly all of it are TCP, UDP and SCTP entries of one layout, so
+A table of 100,000 entries is 20 MB of netlink. Nearly all of it is TCP, UDP and SCTP entries of one layout, so
 what is wanted of them is taken from fixed places, and only other entries are taken apart attribute by
 attribute. Between two reads of 32 KiB or so the interpreter is free for other threads.
 """
@@ -15,7 +15,7 @@ from functools import lru_cache
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from lbd.core.balance import Sent
+from lbd.core.attribution import Sent
 from lbd.host import netlink
 
 NEW, GET = 1 << 8 | 0, 1 << 8 | 1  # NFNL_SUBSYS_CTNETLINK and IPCTNL_MSG_CT_*
@@ -152,7 +152,9 @@ def _slow(payload: bytes) -> _Key | None:
     found = dict(netlink.attributes(payload, 4))
     if not int.from_bytes(found.get(STATUS, b""), "big") & IPS_DST_NAT:
         return None
-    state = _nested(_nested(found.get(PROTOINFO, b"")).get(PROTOINFO_TCP, b"")).get(PROTOINFO_TCP_STATE, b"\0")
+    state = _nested(_nested(found.get(PROTOINFO, b"")).get(PROTOINFO_TCP, b"")).get(
+        PROTOINFO_TCP_STATE, b"\0"
+    )
     original, reply = (_nested(found.get(kind, b"")) for kind in (TUPLE_ORIG, TUPLE_REPLY))
     ends, back = (_nested(each.get(TUPLE_IP, b"")) for each in (original, reply))
     to, back_from = (_nested(each.get(TUPLE_PROTO, b"")) for each in (original, reply))

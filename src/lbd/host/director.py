@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from lbd.core.observed import Observed, expired, untracked_backends
+from lbd.core.observed import Observed, expired, named_interfaces, untracked_backends, wants_offload
 from lbd.core.ops import (
     AddAddress,
     AddPolicyRule,
@@ -74,12 +74,13 @@ class Director:
     def observe(self, config: Config) -> Observed:
         """Return what of this host the rules depend on, for the services of `config`."""
         asks = any(service.return_path.kind == "gateway" for service in config.services)
-        untracked = untracked_backends(config)
+        named = named_interfaces(config)
         return Observed(
             expired=expired(config, datetime.now(UTC)),
             neighbours=self.net.neighbours() if asks else frozenset(),
-            links=self.net.links(untracked or ()),
-            interfaces=frozenset() if untracked is None else interfaces(),
+            links=self.net.links(untracked_backends(config) or ()),
+            interfaces=named & interfaces() if named else named,
+            offloads=wants_offload(config) and self.nft.can_offload(),
         )
 
     def commit(self, ops: Sequence[NftOp]) -> int:

@@ -55,6 +55,10 @@ class Nft:
         """Do `ops` in one transaction; return its generation, 0 when that cannot be told."""
         return int(self._ask(("commit", "\n".join(map(str, ops)))))
 
+    def can_offload(self) -> bool:
+        """Tell whether this kernel has flowtables. Nothing is changed to find that out."""
+        return bool(self._ask(("probe",)))
+
     def close(self) -> None:
         """End the worker; one that is in the middle of a transaction finishes it first."""
         if self._sock:

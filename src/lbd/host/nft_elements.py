@@ -75,20 +75,21 @@ def elements(sock: socket.socket, family: TableFamily, name: str, shape: Map) ->
 
 
 def _ranges(sock: socket.socket, family: TableFamily, name: str, shape: Map) -> dict[str, str]:
-    """Read a set of intervals of one field: the kernel tells where each begins, and where it is over."""
+    """Read a map of intervals of one field: the kernel tells where each begins, and where it is over."""
     (field,) = shape.key
-    width, edges = WIDTHS[field], []
+    width, edges, data = WIDTHS[field], [], _data(shape)
     for element in _each(sock, family, name):
-        is_end = bool(number(element, ELEMENT_FLAGS) & INTERVAL_END)
-        edges.append((int.from_bytes(element[ELEMENT_KEY][4 : 4 + width], "big"), not is_end))
+        begins = not number(element, ELEMENT_FLAGS) & INTERVAL_END
+        at = int.from_bytes(element[ELEMENT_KEY][4 : 4 + width], "big")
+        edges.append((at, begins, data(element) if begins else ""))
     found: dict[str, str] = {}
-    begin: int | None = None
+    begin: tuple[int, str] | None = None
     # Where one is over and the next begins at the same place, the end comes first; the last may have none.
-    for at, begins in (*sorted(edges), (1 << 8 * width, False)):
+    for at, begins, held in (*sorted(edges), (1 << 8 * width, False, "")):
         if begin is not None:
-            first, last = begin.to_bytes(width, "big"), (at - 1).to_bytes(width, "big")
-            found[_span(field, first, last)] = ""
-        begin = at if begins else None
+            first, last = begin[0].to_bytes(width, "big"), (at - 1).to_bytes(width, "big")
+            found[_span(field, first, last)] = begin[1]
+        begin = (at, held) if begins else None
     return found
 
 

@@ -3,10 +3,9 @@
 libnftables may block for as long as others change rulesets, and has been seen to crash on what it lists.
 It runs here, behind a socket, and is killed and started again when it does not answer (host/nft).
 
-Requests and answers are pickled tuples behind a 4-byte length: ("commit", text) and ("read",
-schema, learned, family) are
-answered by ("ok", value), ("refused", why, is_permission) or, for a read that never finds a quiet
-moment, ("busy", why).
+Requests and answers are pickled tuples behind a 4-byte length: ("commit", text), ("read", schema, learned,
+family) and ("probe",) are answered by ("ok", value), ("refused", why, is_permission) or, for a read that
+never finds a quiet moment, ("busy", why).
 """
 
 from __future__ import annotations
@@ -25,6 +24,17 @@ from lbd.core.words import NEEDS_CAPABILITY
 from lbd.host import netlink, nft_read
 
 LENGTH = struct.Struct("=I")
+
+# What a kernel with flowtables takes, whatever else there is. It is two modules: the table, and what a rule
+# does with it.
+PROBE = """\
+add table inet lbd_probe
+add flowtable inet lbd_probe f { hook ingress priority 0; devices = { lo }; }
+add chain inet lbd_probe c { type filter hook forward priority 0; }
+add rule inet lbd_probe c flow add @f
+"""
+# How nft tells that we may not ask.
+DENIED = "Operation not permitted"
 
 
 def send(sock: socket.socket, value: object) -> None:
@@ -55,12 +65,15 @@ class Worker:
     def __init__(self) -> None:
         self.nft = nftables.Nftables()
         self.sock = netlink.connect()
+        self.can_offload: bool | None = None
 
     def answer(self, request: tuple[Any, ...]) -> tuple[Any, ...]:
         """Do what is asked; every failure of the kernel or of nft is an answer."""
         try:
             if request[0] == "commit":
                 return self._commit(request[1])
+            if request[0] == "probe":
+                return self._probe()
             _, schema, learned, family = request
             return ("ok", nft_read.read(self.sock, schema, learned=learned, family=family))
         except TimeoutError as error:
@@ -76,9 +89,22 @@ class Worker:
         # In one line: libnftables shows the first line of what it was given, whichever it complains about.
         code, _, said = self.nft.cmd("; ".join(operations))
         if code:
-            return ("refused", _reason(said, operations), "Operation not permitted" in said)
+            return ("refused", _reason(said, operations), DENIED in said)
         after = nft_read.generation(self.sock)
         return ("ok", after if after == before + 1 else 0)
+
+
+    def _probe(self) -> tuple[Any, ...]:
+        """Ask the kernel for a flowtable without committing it: it checks all, and takes all back."""
+        if self.can_offload is None:
+            # Of its own, so that a commit is never a dry run.
+            nft = nftables.Nftables()
+            nft.set_dry_run(True)
+            code, _, said = nft.cmd(PROBE)
+            if DENIED in said:
+                return ("refused", f"nftables: {DENIED} ({NEEDS_CAPABILITY})", True)
+            self.can_offload = not code
+        return ("ok", self.can_offload)
 
 
 def _reason(said: str, operations: Sequence[str]) -> str:

@@ -70,9 +70,11 @@ def parse(packet: bytes) -> Chunk | None:
     return Chunk(source, destination, tag, kind, packet[HEADER + 4 : HEADER + length])
 
 
-def client(address: str) -> socket.socket:
-    """Return a socket of the current namespace for the family of `address`."""
-    return _raw(":" in address)
+def client(address: str, source: str = "") -> socket.socket:
+    """Return a socket of the current namespace to ask `address` with, from `source` if that is given."""
+    connection = _raw(":" in address)
+    connection.bind((source, 0))
+    return connection
 
 
 def greet(connection: socket.socket, address: str, port: int, source_port: int, deadline: float) -> str:

@@ -55,16 +55,17 @@ def ask(
     protocol: Protocol = "tcp",
     timeout: float = 2.0,
     source_port: int | None = None,
+    source: str = "",
 ) -> Answer:
     """Make one request from a host, in at most `timeout` seconds, on a connection of its own.
 
-    A next hop that does not answer to ARP makes it "unreachable" only after 3 s. With a `source_port` the
+    `source` is one of the host's addresses, "" for the one that the kernel takes. A next hop that does not answer to ARP makes it "unreachable" only after 3 s. With a `source_port` the
     connection is reset in the end, so that the port is free at once. Raises OSError when that is in use.
     """
     start = time.monotonic()
     server, failure = "", ""
     with lab.inside(host):
-        connection = _socket(address, protocol, source_port)
+        connection = _socket(address, protocol, source_port, source)
     try:
         with connection:
             deadline = start + timeout
@@ -233,15 +234,16 @@ class Requester(AbstractContextManager["Requester"]):
                     self._worst = max(self._worst, answer.seconds)
 
 
-def _socket(address: str, protocol: Protocol, source_port: int | None) -> socket.socket:
+def _socket(address: str, protocol: Protocol, source_port: int | None, source: str = "") -> socket.socket:
     if protocol == "sctp":
-        return sctp.client(address)
+        return sctp.client(address, source)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     connection = socket.socket(family, socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM)
     if source_port is not None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        connection.bind(("", source_port))
         reset_on_close(connection)
+    if source or source_port is not None:
+        connection.bind((source, source_port or 0))
     return connection
 
 

@@ -239,16 +239,12 @@ def _overlaps(group: dict[int, Ports | None], behind: list[Ports]) -> dict[int, 
 
 
 def _backend_keys(written: Written) -> Iterator[Finding]:
-    direct = written.service.return_path.kind == "direct"
-    if not any(backend.drain_until or backend.mac for backend in written.service.backends):
+    if not any(backend.drain_until for backend in written.service.backends):
         return
     for place, backend in written.backends():
         if backend.drain_until is not None and backend.state != "drain":
             message = f'drain_until ends a drain, and this backend is "{backend.state}"; add state = "drain"'
             yield Finding(place / "drain_until", message)
-        if backend.mac and not direct and written.right("return_path"):
-            message = 'a hardware address is for return_path = "direct"; otherwise leave it out'
-            yield Finding(place / "mac", message)
 
 
 def _pins(written: Written) -> Iterator[Finding]:

@@ -35,9 +35,6 @@ FIRST_UNPRIVILEGED = 1024
 _EVERY_ADDRESS: dict[Family, IP] = {4: IPv4Address(0), 6: IPv6Address(0)}
 
 _SNAT = re.compile(r"snat:(?P<addresses>[^ ]*)(?: port (?P<ports>[^ ]+))?")
-_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
-# The bit of the first byte that makes a hardware address one of a group (IEEE 802).
-_GROUP = 0x01
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,16 +115,6 @@ def return_path(text: str) -> ReturnPath:
         case "stateless":
             return ReturnPath("stateless")
     return ReturnPath()
-
-
-def hardware_address(text: str) -> str:
-    """Return the MAC address of one interface, in small letters."""
-    found = text.lower()
-    if not _MAC.fullmatch(found):
-        raise ValueError(f'{quote(text)} is not a hardware address; write one like "52:54:00:12:34:56"')
-    if int(found[:2], 16) & _GROUP or found == "00:00:00:00:00:00":
-        raise ValueError(f"{found} is not the hardware address of one interface; write the real server's")
-    return found
 
 
 def _snat(text: str) -> ReturnPath:

@@ -177,7 +177,6 @@ def _backend(written: Backend, table: BackendTable) -> Backend:
         table.backup,
         table.drain_until,
         table.max_connections,
-        table.mac,
     )
 
 

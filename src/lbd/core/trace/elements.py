@@ -13,9 +13,14 @@ _EXACT: frozenset[FieldType] = frozenset({"inet_proto", "ifname", "mark", "index
 
 
 class Elements:
-    """What a map has, by key. `shape` None is a map in a rule, which has numbers as keys."""
+    """What a map has, by key. `shape` None is a map in a rule, which has numbers as keys.
+
+    Raises ValueError for an element that nft would refuse.
+    """
 
     def __init__(self, shape: Map | None, elements: Mapping[str, str]) -> None:
+        for key, data in elements.items() if shape is not None else ():
+            _check(key, data, shape)
         self._elements = elements
         self._types = shape.key if shape is not None and shape.interval else ()
         # Where ranges are, only elements that agree in the exact fields are looked through.
@@ -46,6 +51,14 @@ class Elements:
 
     def _exact(self, words: list[str]) -> tuple[str, ...]:
         return tuple(word for kind, word in zip(self._types, words, strict=False) if kind in _EXACT)
+
+
+def _check(key: str, data: str, shape: Map) -> None:
+    fields = 1 if isinstance(shape.data, str) else len(shape.data)
+    if key != CATCH_ALL and len(key.split(" . ")) != len(shape.key):
+        raise ValueError(f"an element has not the {len(shape.key)} fields of a key of its map: {key}")
+    if len(data.split(" . ")) != max(1, fields) or bool(data) != bool(fields):
+        raise ValueError(f"an element has not the {fields} fields of data of its map: {key} : {data}")
 
 
 def _inside(kind: FieldType, element: str, value: str) -> bool:

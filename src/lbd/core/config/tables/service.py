@@ -91,7 +91,6 @@ class BackendTable(Table):
     drain_until: cells.MomentKey = None
     backup: cells.BackupKey = 0
     max_connections: Annotated[int, cells.number(1, HIGHEST_CONNECTIONS)] = 0
-    mac: Annotated[str, cells.text(endpoints.hardware_address)] = ""
 
     @model_validator(mode="before")
     @classmethod
