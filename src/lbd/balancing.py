@@ -1,4 +1,4 @@
-"""Least connections and `max_connections`: counts connections from time to time, for core/balance to decide."""
+"""Least connections and `max_connections`: counts the connections for core/balance to decide."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lbd.core.observed import BackendName, Observed
 from lbd.core.settings import Config
 from lbd.host import conntrack
 
-# Between two samples, in seconds. A sample of a large table takes its time: the rest after it is so many times
-# as long, which keeps it below 5 % of a core.
+# Between two samples, in seconds. A sample of a large table takes its time: the rest after it is so many
+# times as long, which keeps it below 5 % of a core.
 INTERVAL = 1.0
 REST = 20.0
 

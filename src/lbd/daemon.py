@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import lbd
+from lbd.balancing import Balancing
 from lbd.core import control, report
 from lbd.core.observed import next_deadline
 from lbd.core.pacer import Pacer, Reason
@@ -71,6 +72,7 @@ class Daemon:
         self.lost: list[str] = []
         self.director = Director(self.intent.store, lost=self.lost.append)
         self.packets = PacketPath(self.journal.send)
+        self.balancing = Balancing(self.journal.send, lambda: self._trigger("balance"))
         self.server = ControlServer(
             directories.runtime / control.SOCKET_NAME, self._answer, self._answer_failed
         )
@@ -119,6 +121,7 @@ class Daemon:
             loop.remove_reader(self.nft_events.fileno())
             loop.remove_reader(self.net_events.fileno())
             self.packets.follow(None)
+            await self.balancing.follow(None)
             await self.server.close()
             self.watch.close()
             await asyncio.to_thread(self.director.close)
@@ -248,7 +251,7 @@ class Daemon:
     def _bring(self, config: Config, reasons: frozenset[Reason]) -> tuple[Desired | None, Outcome]:
         """Look at the host and bring it to what the file asks for, given what it is like. Blocks."""
         try:
-            observed = self.director.observe(config)
+            observed = self.balancing.merged(self.director.observe(config))
         except RefusedError as error:
             return None, Outcome(Plan(), (str(error),), permission=error.permission)
         wish = self.intent.wish(observed)
@@ -264,6 +267,7 @@ class Daemon:
         if now := self.intent.now:
             self.pacer.audit = now.config.director.audit
             self.packets.follow(now.config)
+            await self.balancing.follow(now.config)
 
     async def _converged(self, reasons: frozenset[Reason]) -> None:
         if not self.ready:
@@ -299,6 +303,8 @@ class Daemon:
             last_drift=self.last_drift,
             elements=outcome.elements if outcome else 0,
             generation=outcome.generation if outcome else 0,
+            connections=self.balancing.balance.connections,
+            full=self.balancing.balance.full,
         )
 
     def _headline(self) -> str:

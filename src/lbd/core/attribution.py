@@ -15,7 +15,7 @@ from typing import NamedTuple
 from lbd.core.desired import wheres
 from lbd.core.observed import BackendName, name
 from lbd.core.packet import NAMES
-from lbd.core.settings import Config, Ports
+from lbd.core.settings import Config, Family, Ports
 from lbd.core.shape import Where
 
 
@@ -31,6 +31,9 @@ class Sent(NamedTuple):
     backend: str
     backend_port: int
 
+
+# The address of services on every address of the director, by family.
+EVERYWHERE: Mapping[Family, str] = {4: "0.0.0.0", 6: "::"}  # noqa: S104 - a name here, nothing listens
 
 # The place of a service in its Config, which is shorter to look up than its name.
 _Number = int
@@ -57,15 +60,16 @@ class Attribution:
                     self._add(where, number)
 
     def _add(self, where: Where, number: _Number) -> None:
+        address = where.address or EVERYWHERE[where.family]
         match where.shape.port:
             case "one":
-                self._single[where.protocol, where.address, where.ports.low].append(number)
+                self._single[where.protocol, address, where.ports.low].append(number)
             case "range":
                 # On one interface they do not overlap.
-                of_address = self._ranges[where.protocol, where.address]
+                of_address = self._ranges[where.protocol, address]
                 of_address.setdefault(where.interface, _Ranges()).add(where.ports, number)
             case "every" | "none":
-                self._every[where.protocol, where.address].append(number)
+                self._every[where.protocol, address].append(number)
 
     def count(self, counts: Mapping[Sent, int]) -> Counter[BackendName]:
         """Return the connections of each backend; those of nobody are left out."""
@@ -84,8 +88,7 @@ class Attribution:
     def _services(self, sent: Sent) -> Iterator[list[_Number]]:
         """Give the services that it may have come to, the most exact first."""
         protocol = NAMES.get(sent.protocol, "")
-        # Services on every address of the director have an empty one.
-        for address in (sent.address, ""):
+        for address in (sent.address, EVERYWHERE[6 if ":" in sent.address else 4]):
             yield self._single.get((protocol, address, sent.port), [])
             yield [
                 number

@@ -7,11 +7,11 @@ are open ones, some seconds late. So a share is the weight times a correction,
     (mean / load) ** QUICKLY, of loads smoothed over QUICK seconds, times
     (mean / load) ** SLOWLY, of loads smoothed over SLOW seconds, kept within 1/BOUND and BOUND,
 
-where a load is connections for the weight and the mean is that of the backends. The slow part evens out what
-lasts: where one backend's connections last r times as long as another's, loads differ by r ** (1/9) and no
-more. The quick part damps it: loads follow shares with a lag of the time T that connections last, and whatever
-T is, the damping ratio of the loop is at least sqrt((1 + 2) / (1 + 2 + 6)) = 0.58, which overshoots by a tenth.
-docs/adr/0012-least-connections-in-user-space.md has the rest.
+where a load is connections for the weight and the mean is that of the backends. The slow part evens out
+what lasts: where one backend's connections last r times as long as another's, loads differ by r ** (1/9) and
+no more. The quick part damps it: loads follow shares with a lag of the time T that connections last, and
+whatever T is, the damping ratio of the loop is at least sqrt((1 + 2) / (1 + 2 + 6)) = 0.58, which overshoots
+by a tenth. docs/adr/0012-least-connections-in-user-space.md has the rest.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from typing import NamedTuple
 from lbd.core.observed import BackendName, name
 from lbd.core.settings import Backend, Config, Service
 
-# The quick part forgets within a few samples, so that one burst does not move a share at once; the slow part
+# The quick part forgets within some ten samples, so that one burst does not move a share at once; the slow part
 # is far from it, or the two would swing together.
-QUICK, SLOW = 5.0, 100.0
+QUICK, SLOW = 10.0, 100.0
 QUICKLY, SLOWLY = 2.0, 6.0
 
-# A correction is at most four times more or less than the weight, and their mean is not below 1: nobody's share,
-# not a fresh backend's either, is more than four times what its weight says.
+# A correction is at most four times more or less than the weight, and their mean is not below 1: nobody's
+# share, not a fresh backend's either, is more than four times what its weight says.
 BOUND = 4.0
 
 # So many connections are added to each load. Of N connections that come by chance the square root of N is
@@ -44,7 +44,7 @@ DEAD_BAND = 0.25
 
 # A step counts as no longer than this, in seconds: where connections end at once, what is smoothed may not
 # follow them by more than 1 / (1 + QUICKLY) each time, or it would overshoot.
-LONGEST_STEP = 2.0
+LONGEST_STEP = 4.0
 
 # Shares are in thousandths of all: core/schedule has 251 slots for them.
 SCALE = 1000

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Reason = Literal["start", "file", "signal", "reload", "rules", "net", "audit", "retry", "deadline"]
+Reason = Literal["start", "file", "signal", "reload", "rules", "net", "audit", "retry", "deadline", "balance"]
 
 # What a look of any kind answers, since it reads the host anew.
 HOST_REASONS: frozenset[Reason] = frozenset({"rules", "net"})
@@ -25,6 +25,10 @@ GAP_LEAST, GAP_MOST = 1.0, 30.0
 QUIET = 60.0
 
 RETRY_LEAST, RETRY_MOST = 1.0, 60.0
+
+# Connections come and go all the time: a look for who takes new ones waits this many times as long as the
+# last look took, so that 10,000 services, where a look takes seconds, leave the host most of a core.
+BALANCE_REST = 4.0
 
 # From the beginning of one look to that of the next: signals and events may come by the thousand.
 LOOKS_APART = 0.05
@@ -43,6 +47,7 @@ class Pacer:
         self._retry = 0.0
         self._next_audit = float("inf")
         self._not_before = 0.0
+        self._began = self._rested = 0.0
 
     def trigger(self, reason: Reason, now: float) -> None:
         """Note that something asks for a look."""
@@ -53,6 +58,8 @@ class Pacer:
             case "rules" | "net":
                 at = max(now, self._last_drift + self._gap)
                 self.reasons[reason] = min(at, self.reasons.get(reason, at))
+            case "balance":
+                self.reasons.setdefault("balance", max(now, self._rested))
             case _:
                 self.reasons[reason] = now
 
@@ -80,11 +87,17 @@ class Pacer:
             self._first_file = None
         if due:
             self._not_before = now + LOOKS_APART
-        self._next_audit = now + self.audit
+            self._began = now
+        # Looks for who takes new connections would put the audit off for ever.
+        if due - {"balance"}:
+            self._next_audit = now + self.audit
         return due
 
     def done(self, now: float, *, converged: bool, drift: bool) -> None:
         """End a look. What did not converge is tried again; repeated drift is met ever more slowly."""
+        self._rested = now + BALANCE_REST * (now - self._began)
+        if "balance" in self.reasons:
+            self.reasons["balance"] = max(self.reasons["balance"], self._rested)
         if drift:
             again = now - self._last_drift < QUIET
             self._gap = min(self._gap * 2, GAP_MOST) if again and self._gap else GAP_LEAST

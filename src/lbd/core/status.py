@@ -7,12 +7,13 @@ would have to wait for.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from lbd.core.words import many
 
 if TYPE_CHECKING:
+    from lbd.core.observed import BackendName
     from lbd.core.settings import Backend, Config, Service
 
 State = Literal["converged", "converging", "degraded"]
@@ -25,6 +26,7 @@ COLOURS = {
     "empty": "31",
     "drain": "33",
     "down": "31",
+    "full": "33",
 }
 
 
@@ -33,7 +35,8 @@ class Standing:
     """Where the daemon stands, apart from what the file says.
 
     `hash` is that of the file in force; `error` is why the file on disk is not it; `problems` is what
-    keeps the host from it. `last_drift` is {"time", "operations", "by"} or None.
+    keeps the host from it. `last_drift` is {"time", "operations", "by"} or None. `connections` are those of
+    backends where they are counted, `full` the backends that have as many as they may.
     """
 
     state: State
@@ -45,6 +48,8 @@ class Standing:
     last_drift: Mapping[str, Any] | None = None
     elements: int = 0
     generation: int = 0
+    connections: Mapping[BackendName, int] = field(default_factory=dict)
+    full: frozenset[BackendName] = frozenset()
 
 
 def document(standing: Standing, config: Config | None) -> dict[str, Any]:
@@ -54,28 +59,36 @@ def document(standing: Standing, config: Config | None) -> dict[str, Any]:
         "state": standing.state,
         "problems": list(standing.problems),
         "config": {"path": standing.path, "hash": standing.hash, "error": standing.error or None},
-        "services": [_service(service) for service in services],
+        "services": [_service(service, standing) for service in services],
         "drift": {"count": standing.drifts, "last": standing.last_drift},
         "kernel": {"elements": standing.elements, "generation": standing.generation},
     }
 
 
-def _service(service: Service) -> dict[str, Any]:
+def _service(service: Service, standing: Standing) -> dict[str, Any]:
+    takers = [b for b in service.backends if b.in_rotation and (service.name, str(b)) not in standing.full]
     return {
         "name": service.name,
-        "state": "up" if any(backend.in_rotation for backend in service.backends) else "empty",
+        "state": "up" if takers else "empty",
         "listen": [str(listen) for listen in service.listen],
         "scheduler": service.scheduler,
         "return_path": str(service.return_path),
-        "backends": [_backend(backend) for backend in service.backends],
+        "backends": [_backend(service, backend, standing) for backend in service.backends],
     }
 
 
-def _backend(backend: Backend) -> dict[str, Any]:
-    reason = "" if backend.state == "up" else f"state = {backend.state!r} in the file"
-    if backend.state == "up" and not backend.weight:
+def _backend(service: Service, backend: Backend, standing: Standing) -> dict[str, Any]:
+    name = service.name, str(backend)
+    state: str = backend.state
+    reason = "" if state == "up" else f"state = {state!r} in the file"
+    if state == "up" and not backend.weight:
         reason = "weight = 0 in the file"
-    return {"address": str(backend), "weight": backend.weight, "state": backend.state, "reason": reason}
+    elif state == "up" and name in standing.full:
+        state, reason = "full", f"max_connections = {backend.max_connections} in the file"
+    said = {"address": str(backend), "weight": backend.weight, "state": state, "reason": reason}
+    if name in standing.connections:
+        said["connections"] = standing.connections[name]
+    return said
 
 
 def headline(standing: Standing, config: Config | None) -> str:
@@ -112,12 +125,30 @@ def text(status: Mapping[str, Any], *, colour: bool) -> Iterator[str]:
 
 
 def _rows(services: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
-    yield "SERVICE", "LISTEN", "SCHEDULER", "RETURN PATH", "BACKEND", "WEIGHT", "STATE", "REASON"
+    yield (
+        "SERVICE",
+        "LISTEN",
+        "SCHEDULER",
+        "RETURN PATH",
+        "BACKEND",
+        "WEIGHT",
+        "CONNECTIONS",
+        "STATE",
+        "REASON",
+    )
     for service in services:
         first = (service["name"], " ".join(service["listen"]), service["scheduler"], service["return_path"])
         rest = "", "", "", ""
         if not service["backends"]:
-            yield *first, "(none)", "", service["state"], ""
+            yield *first, "(none)", "", "", service["state"], ""
         for backend in service["backends"]:
-            yield *first, backend["address"], str(backend["weight"]), backend["state"], backend["reason"]
+            counted = str(backend.get("connections", ""))
+            yield (
+                *first,
+                backend["address"],
+                str(backend["weight"]),
+                counted,
+                backend["state"],
+                backend["reason"],
+            )
             first = rest

@@ -1,7 +1,7 @@
 """Counting the connections that the kernel tracks: a dump of its table (nfnetlink_conntrack.h).
 
-A table of 100,000 entries is 20 MB of netlink. Nearly all of it is TCP, UDP and SCTP entries of one layout, so
-what is wanted of them is taken from fixed places, and only other entries are taken apart attribute by
+A table of 100,000 entries is 20 MB of netlink. Nearly all of it is TCP, UDP and SCTP entries of one layout,
+so what is wanted of them is taken from fixed places, and only other entries are taken apart attribute by
 attribute. Between two reads of 32 KiB or so the interpreter is free for other threads.
 """
 
