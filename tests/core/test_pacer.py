@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lbd.core.pacer import (
+    BALANCE_REST,
     GAP_LEAST,
     GAP_MOST,
     LOOKS_APART,
@@ -186,7 +187,36 @@ def test_audit_can_be_changed(pacer):
     assert pacer.due == 15.0
 
 
-REASONS = ("file", "signal", "reload", "rules", "net")
+def test_look_for_who_takes_connections_is_at_once_and_waits_for_no_drift(pacer):
+    pacer.trigger("rules", 10.0)
+    look(pacer, drift=True)
+    pacer.trigger("balance", 10.1)
+    assert look(pacer) == (10.1, {"balance"})
+
+
+def test_looks_for_who_takes_connections_rest_after_a_long_one(pacer):
+    for now in (10.0, 30.0):
+        pacer.trigger("balance", now)
+        assert pacer.take(now) == {"balance"}
+        # Also one that comes while it looks.
+        pacer.trigger("balance", now + 0.5)
+        pacer.done(now + 2.0, converged=True, drift=False)
+        pacer.trigger("balance", now + 3.0)
+        assert pacer.due == now + 2.0 + 2.0 * BALANCE_REST
+        look(pacer)
+
+
+def test_looks_for_who_takes_connections_do_not_put_the_audit_off(pacer):
+    seen = set()
+    for now in range(1, int(AUDIT) + 2):
+        pacer.trigger("balance", float(now))
+        seen |= look(pacer)[1]
+        # A wake-up for what is not due yet.
+        pacer.take(now + 0.5)
+    assert "audit" in seen
+
+
+REASONS = ("file", "signal", "reload", "rules", "net", "balance")
 
 
 @settings(deadline=None)

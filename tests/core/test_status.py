@@ -1,6 +1,7 @@
 """The status: its document is a contract, its text is for people."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -159,6 +160,30 @@ def test_colour_changes_no_width():
     for code in ("\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"):
         painted = [line.replace(code, "") for line in painted]
     assert [line.rstrip() for line in painted] == plain
+
+
+def test_full_backend_and_counted_connections_are_shown():
+    service = '[[service]]\nname = "w"\nlisten = "192.0.2.1:80"\nbackends = [%s, "10.0.0.2"]'
+    config = parse(Source("f", service % '{ address = "10.0.0.1", max_connections = 20 }'))
+    one, two = ("w", "10.0.0.1"), ("w", "10.0.0.2")
+    standing = replace(GOOD, connections={one: 19, two: 0}, full=frozenset({one}))
+    status = document(standing, config)
+    (found,) = status["services"]
+    assert found["state"] == "up"
+    assert found["backends"] == [
+        {
+            "address": "10.0.0.1",
+            "weight": 1,
+            "state": "full",
+            "reason": "max_connections = 20 in the file",
+            "connections": 19,
+        },
+        {"address": "10.0.0.2", "weight": 1, "state": "up", "reason": "", "connections": 0},
+    ]
+    lines = list(text(status, colour=False))
+    assert lines[1].split()[-4:] == ["WEIGHT", "CONNECTIONS", "STATE", "REASON"]
+    assert lines[2].split()[-9:-6] == ["1", "19", "full"]
+    assert document(replace(standing, full=frozenset({one, two})), config)["services"][0]["state"] == "empty"
 
 
 @settings(max_examples=50, deadline=None)

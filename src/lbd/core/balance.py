@@ -25,8 +25,8 @@ from typing import NamedTuple
 from lbd.core.observed import BackendName, name
 from lbd.core.settings import Backend, Config, Service
 
-# The quick part forgets within some ten samples, so that one burst does not move a share at once; the slow part
-# is far from it, or the two would swing together.
+# The quick part forgets within some ten samples, so that one burst does not move a share at once; the slow
+# part is far from it, or the two would swing together.
 QUICK, SLOW = 10.0, 100.0
 QUICKLY, SLOWLY = 2.0, 6.0
 

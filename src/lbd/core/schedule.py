@@ -42,10 +42,17 @@ class Pick:
     slots: tuple[Target, ...]
 
 
-def hashed(service: Service) -> tuple[HashField, ...]:
-    """Return the fields that a service hashes, in the order in which the kernel is told to."""
+def hashed(virtual: Virtual) -> tuple[HashField, ...]:
+    """Return the fields that are hashed for a listen address, in the order in which the kernel is told to.
+
+    What is the same for all its connections tells none apart, and IPv6 has no registers to spare for it.
+    """
+    service, where = virtual.service, virtual.where
     fields = ("source-address",) if service.scheduler == "source-hash" else service.hash
-    return tuple(name for name in LETTERS if name in fields)
+    same: set[HashField] = {"destination-address"} if where.address else set()
+    same |= {"destination-port"} if where.ports.single else set()
+    asked = tuple(name for name in LETTERS if name in fields)
+    return tuple(name for name in asked if name not in same) or asked[:1]
 
 
 def pick(virtual: Virtual, reading: Reading) -> Pick:
@@ -56,7 +63,7 @@ def pick(virtual: Virtual, reading: Reading) -> Pick:
         return Pick("one", "numgen inc mod 1", tuple(virtual.targets))
     if service.scheduler in ("maglev", "source-hash"):
         size = service.table_size or maglev.table_size(virtual.total)
-        fields = hashed(service)
+        fields = hashed(virtual)
         words = "" if fields == DEFAULT_HASH else "_" + "_".join(LETTERS[name] for name in fields)
         expression = f"jhash {_hash_key(fields, virtual, reading)} mod {size} seed {maglev.SEED:#x}"
         return Pick(f"maglev_{size}{words}", expression, _maglev(virtual.targets, size))
