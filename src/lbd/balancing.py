@@ -11,7 +11,7 @@ from lbd.core import report
 from lbd.core.attribution import Attribution
 from lbd.core.balance import Balance, watched
 from lbd.core.entry import Entry
-from lbd.core.observed import BackendName, Observed
+from lbd.core.observed import Observed
 from lbd.core.settings import Config
 from lbd.host import conntrack
 
@@ -39,13 +39,14 @@ class Balancing:
         It returns when the connections have been counted once, or a daemon that starts would first take
         the backends that are full back into rotation.
         """
-        self._config = config if config and watched(config) else None
+        before, self._config = self._config, config if config and watched(config) else None
         if self._config is None:
             if self._task:
                 self._task.cancel()
             self._task, self._attribution, self.balance = None, None, Balance()
             return
-        self.balance = self.balance.within(self._config)
+        if before is not None and before is not self._config:
+            self.balance = await asyncio.to_thread(self.balance.within, self._config)
         if self._task is None:
             took = await self._sample()
             self._task = asyncio.create_task(self._go_on(took))
@@ -68,7 +69,7 @@ class Balancing:
         config, began = self._config, time.monotonic()
         assert config is not None
         try:
-            counts = await asyncio.to_thread(self._count, config)
+            balance = await asyncio.to_thread(self._step, config, began - self._sampled)
         except OSError as error:
             if not self._failed:
                 self.say(report.degraded(f"connections cannot be counted: {error.strerror or error}"))
@@ -77,11 +78,11 @@ class Balancing:
         self._failed = False
         # Meanwhile another file may have come into force, of which the next sample is.
         if config is self._config:
-            self.balance = self.balance.step(config, counts, began - self._sampled)
-            self._sampled = began
+            self.balance, self._sampled = balance, began
         return time.monotonic() - began
 
-    def _count(self, config: Config) -> dict[BackendName, int]:
+    def _step(self, config: Config, seconds: float) -> Balance:
+        """Count and decide. Blocks: 10,000 services take a second."""
         if self._attribution is None or self._attribution[0] is not config:
             self._attribution = config, Attribution(config)
-        return self._attribution[1].count(conntrack.count())
+        return self.balance.step(config, self._attribution[1].count(conntrack.count()), seconds)

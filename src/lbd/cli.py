@@ -200,7 +200,7 @@ def _apply(arguments: argparse.Namespace) -> int:
     if outcome.plan or outcome.converged:
         _show_plan(outcome.plan, "text")
     if not outcome.converged:
-        raise ExitError(NO_PERMISSION if outcome.permission else FAILED, "\nlbd: ".join(outcome.problems))
+        raise ExitError(NO_PERMISSION if outcome.permission else FAILED, "\nlbd: ".join(outcome.failures))
     return OK
 
 
@@ -251,16 +251,15 @@ def _show_plan(plan: Plan, output: str) -> None:
     if output == "json":
         names = ("before", "swap", "collect", "forget", "after")
         groups = {name: getattr(plan, name) for name in names}
-        print(
-            json.dumps({name: list(map(str, ops)) for name, ops in groups.items()} | {"unsafe": plan.unsafe})
-        )
+        said = {name: list(map(str, ops)) for name, ops in groups.items()}
+        print(json.dumps(said | {"unsafe": plan.unsafe, "lacking": plan.lacking}))
         return
     for line in plan.lines():
         # 40,000 elements on one line are for JSON.
         print(cut(line))
-    for reason in plan.unsafe:
+    for reason in (*plan.unsafe, *plan.lacking):
         print(f"left out: {reason}")
-    if not plan and not plan.unsafe:
+    if not (plan or plan.unsafe or plan.lacking):
         print("nothing to do")
 
 

@@ -213,8 +213,11 @@ class Daemon:
         if wish and outcome.undone is not None:
             self.net_events.watched = frozenset(wish.routes)
             self.applied, self.applied_digest, self.undone = wish, now.digest, outcome.undone
-        if outcome.problems and (before is None or outcome.problems != before.problems):
-            self.journal.send(report.failed(outcome.problems))
+        if outcome.failures and (before is None or outcome.failures != before.failures):
+            self.journal.send(report.failed(outcome.failures))
+        for why in outcome.plan.lacking:
+            if before is None or why not in before.plan.lacking:
+                self.journal.send(report.degraded(why))
         if outcome.converged:
             await self._converged(reasons)
         self.pacer.done(time.monotonic(), converged=outcome.converged, drift=drifted)
@@ -333,7 +336,7 @@ class Daemon:
             return {"ok": False, "error": str(self.intent.refusal), "exit": control.BAD_FILE}
         outcome = self.outcome
         if outcome is None or not outcome.converged:
-            error = "\n".join(outcome.problems) if outcome else "nothing was applied"
+            error = "\n".join(outcome.failures) if outcome else "nothing was applied"
             denied = outcome is not None and outcome.permission
             return {"ok": False, "error": error, "exit": control.NO_PERMISSION if denied else control.FAILED}
         return {"ok": True, "operations": len(outcome.plan.lines())}

@@ -74,14 +74,19 @@ class Outcome:
 
     @property
     def converged(self) -> bool:
-        """Tell whether the host is now what the file asks for."""
+        """Tell whether the host is now what the file asks for, as far as a host like this can be."""
         return not (self.refused or self.left or self.plan.unsafe)
 
     @property
-    def problems(self) -> tuple[str, ...]:
+    def failures(self) -> tuple[str, ...]:
         """Return everything that keeps the host from what the file asks for, in words."""
         left = tuple(f"still to do after applying: {cut(line)}" for line in self.left)
         return self.refused + self.plan.unsafe + left
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Return the failures, and what is not done because this host cannot."""
+        return self.failures + self.plan.lacking
 
 
 def plan(host: Host, desired: Desired) -> Plan:

@@ -238,7 +238,7 @@ def test_who_is_noted_already_stays_where_he_was():
         "goto",
         "goto 7chain",
         "jump a b",
-        "flow add @f",
+        "flow delete @f",
         'comment "x"',
         'accept comment "x"',
         "th sport @s drop",
@@ -308,6 +308,7 @@ def test_chains_end_as_nftables_does(rules, verdict):
     [
         ("ct status dnat drop", "drop"),
         ("masquerade", "drop"),
+        ("flow add @f", "drop"),
         ("dnat ip to 192.0.2.1", "drop"),
         ("dnat ip6 to 2001:db8::1", "accept"),
         ("add @s { ip saddr ct count over 5 } drop", "drop"),

@@ -13,12 +13,13 @@ from lbd.host import files
 from lbd.lab.namespaces import Lab
 from lbd.lab.topology import experiment
 from lbd.lab.traffic import ask
-from running import SERVERS, VIP, Director, at, backends, service
-from serving import FAMILIES, ROUTED, route, serve
+from running import SERVERS, VIP, Director, answers, at, backends, service
+from serving import BACK, FAMILIES, PROTOCOLS, route, serve
 
 pytestmark = [pytest.mark.kernel, pytest.mark.parametrize("family", FAMILIES)]
 
 FLOWS = 200
+WILD = {4: "0.0.0.0", 6: "[::]"}
 # What the client has beside its own address.
 SOURCES = {
     4: [f"192.168.18.{n}" for n in range(200, 220)],
@@ -49,17 +50,22 @@ def associations(lab, servers):
 def flows(family, count=FLOWS, first_port=10_000):
     """Connections that differ in all that can be hashed: source, its port, destination, its port."""
     for n in range(count):
-        yield SOURCES[family][n % 20], first_port + 31 * n, (VIP, ROUTED)[n % 2][family], 8000 + 7 * n % 100
+        yield (
+            SOURCES[family][n % 20],
+            first_port + 31 * n,
+            (VIP, BACK)[n // 3 % 2][family],
+            8000 + 7 * n % 100,
+        )
 
 
 def slots(table, protocol):
-    """The backends by slot of each listen address of a protocol, and its first port."""
+    """The backends by slot of each listen address of a protocol."""
     found = defaultdict(dict)
     for name, elements in table.elements.items():
         if name.startswith(f"slots_{protocol}"):
             for key, data in elements.items():
-                address, ports, index = key.split(" . ")
-                found[address, int(ports.split("-")[0])][int(index)] = data.split(" . ")[0]
+                listen, _, index = key.rpartition(" . ")
+                found[listen][int(index)] = data.split(" . ")[0]
     return {listen: [each[i] for i in range(len(each))] for listen, each in found.items()}
 
 
@@ -77,46 +83,71 @@ def hashed(fields, flow):
     return parts[0] if len(parts) == 1 else b"".join(part + bytes(-len(part) % 4) for part in parts)
 
 
+CLIENT_ALONE = ["source-address", "source-port"]
+EVERYTHING = ["destination-port", "source-port", "destination-address", "source-address"]
+
+
 @pytest.mark.parametrize(
-    ("protocol", "fields"),
+    ("protocol", "fields", "options"),
     [
-        ("tcp", ["source-address", "source-port"]),
-        ("udp", ["source-address", "source-port"]),
-        ("sctp", ["source-address", "source-port"]),
-        ("tcp", ["source-address"]),
-        ("udp", ["source-address", "destination-address"]),
-        ("tcp", ["destination-port", "destination-address"]),
-        ("udp", ["source-port"]),
-        ("tcp", ["destination-port"]),
-        ("sctp", ["destination-port", "source-port", "destination-address", "source-address"]),
-        ("tcp", ["source-port", "destination-address", "destination-port", "source-address"]),
+        *((protocol, CLIENT_ALONE, {}) for protocol in PROTOCOLS),
+        ("tcp", CLIENT_ALONE, {"table_size": 1009}),
+        ("tcp", ["source-address"], {}),
+        ("udp", ["source-address", "destination-address"], {"table_size": 1009}),
+        ("tcp", ["destination-port", "destination-address"], {}),
+        ("udp", ["source-port"], {"table_size": 4093}),
+        ("tcp", ["destination-port"], {}),
+        *((protocol, EVERYTHING, {"table_size": 1009}) for protocol in PROTOCOLS),
     ],
-    ids=lambda value: value if isinstance(value, str) else "+".join(value),
+    ids=lambda value: value if isinstance(value, str) else "+".join(map(str, value)),
 )
-@pytest.mark.parametrize("table_size", [0, 1009])
-def test_the_kernel_chooses_as_foretold(lab, director, associations, family, protocol, fields, table_size):
-    listen = [at(each[family], "8000-8099", protocol) for each in (VIP, ROUTED)]
+def test_the_kernel_chooses_as_foretold(foretold, director, family, protocol, fields, options):
+    # Every address of the director, so that the one that is asked is part of the choice.
     weighted = [{"address": b, "weight": w} for b, w in zip(backends(3, family), (1, 2, 3), strict=True)]
-    options = {"table_size": table_size} if table_size else {}
-    director.apply(service(listen, weighted, hash=fields, **options))
-    (table,) = {tuple(each) for each in slots(director.table(), protocol).values()}
-    assert len(table) == (table_size or maglev.table_size(6))
-    expected, got = {}, {}
-    for flow in flows(family, first_port=next(first_ports)):
-        source, source_port, address, port = flow
-        slot = maglev.jhash(hashed(fields, flow), maglev.SEED) * len(table) >> 32
-        expected[flow] = NAMES[table[slot]]
-        answer = ask(lab, "client", address, port, protocol=protocol, source_port=source_port, source=source)
-        got[flow] = answer.server or answer.failure
+    text = service(f"{WILD[family]}:8000-8099/{protocol}", weighted, hash=fields, interface="eth0", **options)
+    director.apply(text)
+    (table,) = slots(director.table(), protocol).values()
+    assert len(table) == options.get("table_size", maglev.table_size(6))
+    got, expected = foretold(table, protocol, fields)
     assert got == expected
     assert len(set(got.values())) > 1
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_is_the_same_for_all_is_not_hashed(foretold, director, family, protocol):
+    """At one address there is nothing to tell connections apart by it."""
+    listen = [at(each[family], "8000-8099", protocol) for each in (VIP, BACK)]
+    director.apply(service(listen, backends(3, family), hash=EVERYTHING))
+    one, two = slots(director.table(), protocol).values()
+    assert one == two
+    got, expected = foretold(one, protocol, [name for name in EVERYTHING if name != "destination-address"])
+    assert got == expected
+
+
+@pytest.fixture
+def foretold(lab, associations, family):
+    """Ask, and return who answered each connection, and who should have by a table and the fields hashed."""
+
+    def asked(table, protocol, fields):
+        expected, got = {}, {}
+        for flow in flows(family, first_port=next(first_ports)):
+            source, source_port, address, port = flow
+            slot = maglev.jhash(hashed(fields, flow), maglev.SEED) * len(table) >> 32
+            expected[flow] = NAMES[table[slot]]
+            answer = ask(
+                lab, "client", address, port, protocol=protocol, source_port=source_port, source=source
+            )
+            got[flow] = answer.server or answer.failure
+        return got, expected
+
+    return asked
 
 
 # A flow of UDP or SCTP that was seen before is no new connection.
 first_ports = itertools.count(10_000)
 
 
-@pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_source_hash_sends_a_client_to_one_backend(lab, director, associations, family, protocol):
     listen = at(VIP[family], "8000-8099", protocol)
     director.apply(service(listen, backends(3, family), scheduler="source-hash"))
@@ -129,11 +160,32 @@ def test_source_hash_sends_a_client_to_one_backend(lab, director, associations, 
     assert {name for each in served.values() for name in each} == {"server1", "server2", "server3"}
 
 
-def test_one_of_ten_that_goes_moves_few_connections_of_the_others(lab, director, associations, family):
-    ports = range(9101, 9111)
-    ten = [at(SERVERS[family][0], port) for port in ports]
-    for port in ports:
+def test_shares_of_sctp_follow_the_weights(lab, director, associations, family):
+    def shares(scheduler, count):
+        weighted = [{"address": b, "weight": w} for b, w in zip(backends(3, family), (1, 2, 3), strict=True)]
+        director.apply(service(at(VIP[family], 8888, "sctp"), weighted, scheduler=scheduler))
+        return Counter(answers(lab, family, "sctp", count))
+
+    assert shares("round-robin", 60) == {"server1": 10, "server2": 20, "server3": 30}
+    drawn = shares("random", 600)
+    expected = {"server1": 100, "server2": 200, "server3": 300}
+    # Five standard deviations of the widest: off once in a million times.
+    assert all(abs(drawn[name] - count) < 62 for name, count in expected.items()), drawn
+
+
+TEN = range(9101, 9111)
+
+
+@pytest.fixture(scope="module")
+def ten_servers(lab):
+    for port in TEN:
         lab.enter(serve(lab, "server1", port, name=f"b{port}"))
+
+
+def test_one_of_ten_that_goes_moves_few_connections_of_the_others(
+    lab, director, associations, ten_servers, family
+):
+    ten = [at(SERVERS[family][0], port) for port in TEN]
 
     def choices(used):
         director.apply(service(at(VIP[family], 8888), used, table_size=4093))
@@ -144,8 +196,8 @@ def test_one_of_ten_that_goes_moves_few_connections_of_the_others(lab, director,
         ]
 
     before, after = choices(ten), choices(ten[:4] + ten[5:])
-    assert set(before) == {f"b{port}" for port in ports}
-    gone = f"b{ports[4]}"
+    assert set(before) == {f"b{port}" for port in TEN}
+    gone = f"b{TEN[4]}"
     moved = sum(old not in (new, gone) for old, new in zip(before, after, strict=True))
     # tests/core/test_maglev.py has what is promised: 1.1 % on the average, hence 4 or 5 of these.
     assert moved < 16, moved
@@ -168,7 +220,7 @@ def pair():
 def test_two_directors_choose_alike(pair, family):
     options = {"scheduler": "maglev", "name": "web"}
     servers = [*backends(3, 4), *backends(3, 6)]
-    listen = [at(each[of], "8000-8099") for each in (VIP, ROUTED) for of in FAMILIES]
+    listen = [at(each[of], "8000-8099") for each in (VIP, BACK) for of in FAMILIES]
     texts = [service(listen, servers, **options), service(listen[::-1], servers[::-1], **options)]
     for director, text in zip(pair, texts, strict=True):
         director.apply(text)
@@ -177,7 +229,7 @@ def test_two_directors_choose_alike(pair, family):
     assert one == two
     assert chains[0] == chains[1]
     # The same table and the same hash: what 1,000 connections get, and 100 of them on the wire.
-    (table,) = {tuple(each) for listen, each in one.items() if (":" in listen[0]) == (family == 6)}
+    (table,) = {tuple(each) for listen, each in one.items() if (":" in listen) == (family == 6)}
     got = [
         [
             ask(director.lab, "client", address, port, source=source, source_port=source_port).server

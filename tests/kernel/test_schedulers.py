@@ -1,4 +1,4 @@
-"""Who gets a connection: shares that follow the weights, and turns. test_choice.py has what a hash chooses."""
+"""Who gets a connection: shares that follow the weights, and turns; for what a hash chooses see test_choice."""
 
 from collections import Counter
 from itertools import pairwise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lbd.core import ingress
+from lbd.core import ingress, offload
 from lbd.core.observed import Observed, name
 from lbd.core.program import LogTo, Surroundings, build
 from lbd.core.settings import (
@@ -36,6 +36,7 @@ def desired(config: Config, observed: Observed | None = None) -> Desired:
         LogTo(director.log_target, director.log_group),
         director.mark_mask,
         tuple(sorted(_neighbours(config, observed), key=str)),
+        offload.devices(config, observed),
     )
     routes = {route.key: route for route in map(_route, config.routes)}
     untracked = ingress.build(virtuals, observed)
@@ -44,6 +45,7 @@ def desired(config: Config, observed: Observed | None = None) -> Desired:
         table=build(tracked, around),
         ingress=untracked.table,
         unsafe=untracked.unsafe,
+        lacking=tuple(offload.lacking(config, observed)),
         addresses=frozenset([*map(_interface_address, config.addresses), *map(_silent, config.real_server)]),
         routes=routes,
         replace=frozenset(_route(entry).key for entry in config.routes if entry.replace),

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lbd.core import guard, persistence, return_path, schedule, synproxy
+from lbd.core import guard, offload, persistence, return_path, schedule, synproxy
 from lbd.core.draft import Draft
 from lbd.core.settings import WHOLE_MARK, Network
 from lbd.core.shape import Reading, common, prefix, readings, verdicts
@@ -45,12 +45,14 @@ class LogTo:
 class Surroundings:
     """What the program takes from the director and not from a service.
 
-    `neighbours` are networks with the interface that leads to them without a router.
+    `neighbours` are networks with the interface that leads to them without a router. `devices` are the
+    interfaces to offload between, if the kernel can.
     """
 
     log_to: LogTo = LogTo()
     mark_mask: int = WHOLE_MARK
     neighbours: tuple[tuple[Network, str], ...] = ()
+    devices: tuple[str, ...] = ()
 
 
 def build(virtuals: Iterable[Virtual], around: Surroundings | None = None) -> Table:
@@ -63,11 +65,15 @@ def build(virtuals: Iterable[Virtual], around: Surroundings | None = None) -> Ta
     draft, salt = Draft(), persistence.salt(virtuals)
     _frame(draft)
     for virtual in virtuals:
-        _add(draft, virtual, by_shape[virtual.where.shape, virtual.where.family], salt)
+        reading = by_shape[virtual.where.shape, virtual.where.family]
+        _add(draft, virtual, reading, salt)
+        if virtual.service.offload and around.devices:
+            offload.add(draft, virtual, reading)
     for reading in used:
         guard.chains(draft, reading)
     _neighbours(draft, around)
     synproxy.chains(draft, used)
+    offload.chains(draft, used, around.devices)
     _hooks(draft, used)
     _log(draft, used, around.log_to)
     return draft.table()
@@ -83,7 +89,8 @@ def _frame(draft: Draft) -> None:
 def _add(draft: Draft, virtual: Virtual, reading: Reading, salt: int) -> None:
     service, key = virtual.service, virtual.where.key
     chain = f"refuse_{service.when_empty}"
-    if virtual.targets:
+    keeps = virtual.stay and (service.persistence or service.pins)
+    if virtual.targets or keeps:
         chain = schedule.add(draft, virtual, reading, salt)
         return_path.add(draft, virtual, reading, salt)
     if guard.needed(service):

@@ -25,9 +25,8 @@ def add(draft: Draft, virtual: Virtual, reading: Reading, salt: int) -> None:
     if virtual.service.persistence and virtual.stay:
         sticky = Sticky(virtual, reading, salt)
         sticky.declare(draft)
-        kind = f"{virtual.where.protocol}{common(reading)}"
         form = "" if virtual.form == "port" else "host_"
-        name = f"record_{kind}_{form}{sticky.timeout}_{sticky.name}"
+        name = f"record_{virtual.where.kind}_{form}{sticky.timeout}_{sticky.name}"
         chain = draft.chain(name, sticky.record)
         draft.put(f"record{common(reading)}", verdicts(reading), key, f"jump {chain}")
 

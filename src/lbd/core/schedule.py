@@ -14,7 +14,7 @@ from hashlib import blake2b
 from lbd.core import maglev
 from lbd.core.draft import Draft
 from lbd.core.persistence import Sticky
-from lbd.core.settings import HashField, Service
+from lbd.core.settings import HashField
 from lbd.core.shape import Reading, address_type, ip, prefix
 from lbd.core.slots import reduce, share
 from lbd.core.state import FieldType, Map
@@ -112,24 +112,30 @@ def data(form: Form, reading: Reading) -> tuple[FieldType, ...]:
 
 def add(draft: Draft, virtual: Virtual, reading: Reading, salt: int) -> str:
     """Put the slots of `virtual` into their maps and return the chain that reads them."""
-    chosen, form = pick(virtual, reading), virtual.form
-    common, key = virtual.where.kind, reading.slot_key(virtual.where.protocol)
-    slots = f"{'slots' if form == 'port' else 'hosts'}_{common}"
+    form, common, key = virtual.form, virtual.where.kind, reading.slot_key(virtual.where.protocol)
     beginning = f"{virtual.where.slot_key} . " if virtual.where.slot_key else ""
-    shape = _slots_map(virtual, reading, form)
-    for i, target in enumerate(chosen.slots):
-        draft.put(slots, shape, f"{beginning}{i}", target.element)
     tail = ""
     if form == "shift":
         tail = f" : {key} map @ports_{common}"
         _shift(draft, virtual, reading)
     where = f"{key} . " if key else ""
-    name = f"{common}_{'' if form == 'port' else form + '_'}{chosen.name}"
+    name = f"{common}_{'' if form == 'port' else form + '_'}"
     dnat = f"dnat {ip(reading.family)} to "
     # nft takes a port only behind a match on the protocol, which a key without a port does not imply.
     match = f"meta l4proto {virtual.where.protocol} "
     to = f"{match}{dnat}" if form == "port" and "port" not in reading.shape.fields else dnat
-    rules = [f"{to}{where}{chosen.expression} map @{slots}{tail}", "drop"]
+    if virtual.targets:
+        chosen = pick(virtual, reading)
+        slots = f"{'slots' if form == 'port' else 'hosts'}_{common}"
+        shape = _slots_map(virtual, reading, form)
+        for i, target in enumerate(chosen.slots):
+            draft.put(slots, shape, f"{beginning}{i}", target.element)
+        name += chosen.name
+        rules = [f"{to}{where}{chosen.expression} map @{slots}{tail}", "drop"]
+    else:
+        # Those who are with a drained backend stay with it, and there is nobody for others.
+        name += f"none_{virtual.service.when_empty}"
+        rules = [f"goto refuse_{virtual.service.when_empty}"]
     if virtual.service.persistence:
         sticky = Sticky(virtual, reading, salt)
         sticky.declare(draft)
@@ -194,7 +200,7 @@ def _is_of(ports: object, target: Target) -> bool:
 
 def _shift(draft: Draft, virtual: Virtual, reading: Reading) -> None:
     """Say for each port of the range which port it becomes; the same for all backends."""
-    ports = next(target.ports for target in virtual.targets)
+    ports = next(target.ports for target in (*virtual.targets, *virtual.stay))
     assert ports is not None
     where, fields = virtual.where, reading.shape.slot_fields
     types = reading.shape.types(reading.family, fields)

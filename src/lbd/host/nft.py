@@ -7,10 +7,11 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from lbd.core.ops import NftOp
+from lbd.core.ops import AddElements, DeleteElements, NftOp
 from lbd.core.state import LiveTable, Map, TableFamily
 from lbd.host import nft_worker
 from lbd.reconcile import RefusedError
@@ -18,6 +19,11 @@ from lbd.reconcile import RefusedError
 # Ten thousand services take the worker under a second to load and to read; a kernel under emulation is
 # twenty times slower. A worker that needs longer than this hangs.
 DEADLINE = 30.0
+
+# libnftables 1.0.6 prepares an element anew when a netlink message is full, and then swaps the bytes of an
+# index, mark or interface beside a range a second time: another element is made. A message has 64 KiB, and
+# an element of two IPv6 prefixes below 200 bytes.
+ELEMENTS_AT_ONCE = 250
 
 
 class WorkerEndedError(RefusedError):
@@ -42,22 +48,16 @@ class Nft:
         self, schema: Mapping[str, Map], *, learned: bool = False, family: TableFamily = "inet"
     ) -> tuple[LiveTable | None, int]:
         """Return our table of a family and the generation it was read at; see nft_read.read()."""
-        request = ("read", dict(schema), learned, family)
-        try:
-            table, generation = self._ask(request)
-        except WorkerEndedError:
-            # Reading changes nothing, so it may be asked of the next worker. One that hangs may be asked of
-            # another as well, but not within the patience of whoever waits for us.
-            table, generation = self._ask(request)
+        table, generation = self._ask_twice(("read", dict(schema), learned, family))
         return table, generation
 
     def commit(self, ops: Sequence[NftOp]) -> int:
         """Do `ops` in one transaction; return its generation, 0 when that cannot be told."""
-        return int(self._ask(("commit", "\n".join(map(str, ops)))))
+        return int(self._ask(("commit", "\n".join(str(part) for op in ops for part in _parts(op)))))
 
     def can_offload(self) -> bool:
         """Tell whether this kernel has flowtables. Nothing is changed to find that out."""
-        return bool(self._ask(("probe",)))
+        return bool(self._ask_twice(("probe",)))
 
     def close(self) -> None:
         """End the worker; one that is in the middle of a transaction finishes it first."""
@@ -70,6 +70,16 @@ class Nft:
                 self._process.kill()
                 self._process.wait()
         self._process = self._sock = None
+
+    def _ask_twice(self, request: tuple[Any, ...]) -> Any:
+        """Ask what changes nothing: when the worker dies of it, the next one is asked.
+
+        One that hangs is not given up for another within the patience of whoever waits for us.
+        """
+        try:
+            return self._ask(request)
+        except WorkerEndedError:
+            return self._ask(request)
 
     def _ask(self, request: tuple[Any, ...]) -> Any:
         try:
@@ -122,3 +132,16 @@ class Nft:
                 process.kill()
             process.wait()
             self.lost(f"the nftables worker (pid {process.pid}) {why}")
+
+
+def _parts(op: NftOp) -> Iterator[NftOp]:
+    """Give an operation as several, each of which is one message."""
+    match op:
+        case AddElements(items=items, map=shape) if shape.interval:
+            for at in range(0, len(items), ELEMENTS_AT_ONCE):
+                yield replace(op, items=items[at : at + ELEMENTS_AT_ONCE])
+        case DeleteElements(keys=keys, map=shape) if shape.interval:
+            for at in range(0, len(keys), ELEMENTS_AT_ONCE):
+                yield replace(op, keys=keys[at : at + ELEMENTS_AT_ONCE])
+        case _:
+            yield op

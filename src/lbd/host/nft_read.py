@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Literal, cast
 
-from lbd.core.state import TABLE, Hook, LiveChain, LiveTable, Map, Point, TableFamily
+from lbd.core.state import FLOWTABLE, TABLE, Hook, LiveChain, LiveTable, Map, Point, TableFamily
 from lbd.host import netlink
 from lbd.host.nft_elements import elements, length_of
 from lbd.host.nft_messages import (
@@ -44,6 +44,8 @@ SET_OBJECT_TYPE = 15
 DESC_SIZE = 1
 OBJECT_NAME, OBJECT_TYPE, OBJECT_DATA, OBJECT_LIMIT = 2, 3, 4, 4
 LIMIT_RATE, LIMIT_UNIT, LIMIT_BURST, LIMIT_TYPE, LIMIT_FLAGS = 1, 2, 3, 4, 5
+FLOWTABLE_NAME, FLOWTABLE_HOOK, FLOWTABLE_FLAGS = 2, 3, 7
+FLOWTABLE_HOOK_NUMBER, FLOWTABLE_HOOK_PRIORITY, FLOWTABLE_HOOK_DEVICES = 1, 2, 3
 GEN_ID = 1
 
 DORMANT = 0x1
@@ -126,14 +128,16 @@ def _read(
     }
     contents = {name: elements(sock, family, name, shape) for name, shape in read_of.items()}
     limits, foreign = _objects(sock, family)
+    flowtables, other = _flowtables(sock, family)
     unspeakable = not all(SPELLABLE.fullmatch(name) for name in (*chains, *maps, *limits))
-    return LiveTable(chains, maps, contents, limits, beyond_repair=bool(dormant) or unspeakable or foreign)
+    beyond_repair = bool(dormant) or unspeakable or foreign or other
+    return LiveTable(chains, maps, contents, limits, flowtables, beyond_repair)
 
 
 def _objects(sock: socket.socket, family: TableFamily) -> tuple[dict[str, str], bool]:
-    """Return our limits, and whether there is anything else: counters, helpers, flowtables."""
+    """Return our limits, and whether there is anything else: counters, helpers."""
     limits: dict[str, str] = {}
-    foreign = any(name_of(found[1]) == TABLE for found in dump(sock, family, GETFLOWTABLE))
+    foreign = False
     for found in dump(sock, family, GETOBJ):
         if name_of(found[1]) != TABLE:
             continue
@@ -142,6 +146,28 @@ def _objects(sock: socket.socket, family: TableFamily) -> tuple[dict[str, str], 
         else:
             foreign = True
     return limits, foreign
+
+
+def _flowtables(sock: socket.socket, family: TableFamily) -> tuple[dict[str, tuple[str, ...]], bool]:
+    """Return the devices of our flowtable, and whether there is one that is none we would make."""
+    ours: dict[str, tuple[str, ...]] = {}
+    foreign = False
+    for found in dump(sock, family, GETFLOWTABLE):
+        if name_of(found[1]) != TABLE:
+            continue
+        hook = dict(netlink.attributes(found.get(FLOWTABLE_HOOK, b"")))
+        settings = (
+            number(hook, FLOWTABLE_HOOK_NUMBER),
+            number(hook, FLOWTABLE_HOOK_PRIORITY),
+            number(found, FLOWTABLE_FLAGS),
+        )
+        if (name := name_of(found[FLOWTABLE_NAME])) != FLOWTABLE or any(settings):
+            foreign = True
+            continue
+        devices = netlink.attributes(hook.get(FLOWTABLE_HOOK_DEVICES, b""))
+        # An interface that goes leaves its place; the order is that in which they were named.
+        ours[name] = tuple(sorted(name_of(device) for _, device in devices))
+    return ours, foreign
 
 
 def _limit(limit: Mapping[int, bytes]) -> str:

@@ -59,8 +59,9 @@ def ask(
 ) -> Answer:
     """Make one request from a host, in at most `timeout` seconds, on a connection of its own.
 
-    `source` is one of the host's addresses, "" for the one that the kernel takes. A next hop that does not answer to ARP makes it "unreachable" only after 3 s. With a `source_port` the
-    connection is reset in the end, so that the port is free at once. Raises OSError when that is in use.
+    `source` is one of the host's addresses, "" for the one that the kernel takes. A next hop that does not
+    answer to ARP makes it "unreachable" only after 3 s. With a `source_port` the connection is reset in the
+    end, so that the port is free at once. Raises OSError when that is in use.
     """
     start = time.monotonic()
     server, failure = "", ""

@@ -166,7 +166,7 @@ def _table(ruleset: Ruleset | None, family: TableFamily, *, learned: bool) -> Li
     maps = {name: replace(shape, typeof="") for name, shape in ruleset.maps.items()}
     hidden = {name for name, shape in maps.items() if shape.learned and not (learned and shape.data)}
     elements = {name: items for name, items in ruleset.copy().elements.items() if name not in hidden}
-    return LiveTable(chains, maps, elements, dict(ruleset.limits))
+    return LiveTable(chains, maps, elements, dict(ruleset.limits), dict(ruleset.flowtables))
 
 
 def digest(rule: str, family: TableFamily = "inet") -> str:

@@ -11,12 +11,14 @@ from lbd.core.ops import (
     CATCH_ALL,
     AddChain,
     AddElements,
+    AddFlowtable,
     AddLimit,
     AddMap,
     AddRule,
     AddTable,
     DeleteChain,
     DeleteElements,
+    DeleteFlowtable,
     DeleteLimit,
     DeleteMap,
     DeleteTable,
@@ -32,7 +34,8 @@ Thing = TypeVar("Thing")
 
 # What a rule or the data of an element names.
 TARGET = re.compile(r"\b(?:goto|jump) ([\w.-]+)")
-MAP = re.compile(r"@(\w+)")
+MAP = re.compile(r"(?<!flow add )@(\w+)")
+FLOWTABLE = re.compile(r"\bflow add @(\w+)")
 
 
 @dataclass
@@ -51,6 +54,7 @@ class Ruleset:
     maps: dict[str, Map] = field(default_factory=dict)
     elements: dict[str, dict[str, str]] = field(default_factory=dict)
     limits: dict[str, str] = field(default_factory=dict)
+    flowtables: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def copy(self) -> Ruleset:
         """Return another that changes by itself."""
@@ -59,6 +63,7 @@ class Ruleset:
             dict(self.maps),
             {name: dict(items) for name, items in self.elements.items()},
             dict(self.limits),
+            dict(self.flowtables),
         )
 
     def targets(self) -> set[str]:
@@ -72,9 +77,9 @@ class Ruleset:
         )
         return {name for text in (*rules, *data) for name in TARGET.findall(text)}
 
-    def names(self, name: str) -> bool:
-        """Tell whether a rule names a map."""
-        return any(name in MAP.findall(rule) for chain in self.chains.values() for rule in chain.rules)
+    def names(self, name: str, what: re.Pattern[str] = MAP) -> bool:
+        """Tell whether a rule names a map, or a flowtable."""
+        return any(name in what.findall(rule) for chain in self.chains.values() for rule in chain.rules)
 
     def limited(self, name: str) -> bool:
         """Tell whether an element names a limit."""
@@ -117,6 +122,10 @@ def step(  # noqa: C901, PLR0912 - one case for each operation
             chain = _there(ruleset.chains, name, op)
             for named in MAP.findall(rule):
                 _there(ruleset.maps, named, op)
+            for named in FLOWTABLE.findall(rule):
+                _there(ruleset.flowtables, named, op)
+                if not chain.hook or chain.hook.point != "forward":
+                    raise refuse(op, "Operation not supported")
             _reachable(ruleset, rule, op)
             chain.rules.append(rule)
         case AddMap(name, shape):
@@ -145,6 +154,19 @@ def step(  # noqa: C901, PLR0912 - one case for each operation
             if ruleset.limited(name):
                 raise refuse(op, "Device or resource busy")
             del ruleset.limits[name]
+        case AddFlowtable(name, devices):
+            # nft's `add` takes one that is there and gives it more devices; a plan never does that.
+            if name in ruleset.flowtables:
+                raise refuse(op, "File exists")
+            # The kernel knows none in the netdev family; one over nothing is not nft's.
+            if op.family != "inet" or not devices or len(set(devices)) < len(devices):
+                raise refuse(op, "Operation not supported")
+            ruleset.flowtables[name] = devices
+        case DeleteFlowtable(name):
+            _there(ruleset.flowtables, name, op)
+            if ruleset.names(name, FLOWTABLE):
+                raise refuse(op, "Device or resource busy")
+            del ruleset.flowtables[name]
     return ruleset
 
 

@@ -184,5 +184,7 @@ def _plain(plain: Plain, flow: Flow) -> Effect:
             return flow, "synproxy" if asked else MISS, ""
         case "log":
             return flow, ON, "logged"
+        case "flow":
+            return flow, ON if flow.connection == "established" else MISS, ""
         case "rate":
             return flow, ON, ""

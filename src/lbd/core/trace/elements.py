@@ -19,8 +19,9 @@ class Elements:
     """
 
     def __init__(self, shape: Map | None, elements: Mapping[str, str]) -> None:
-        for key, data in elements.items() if shape is not None else ():
-            _check(key, data, shape)
+        if shape is not None:
+            for key, data in elements.items():
+                _check(key, data, shape)
         self._elements = elements
         self._types = shape.key if shape is not None and shape.interval else ()
         # Where ranges are, only elements that agree in the exact fields are looked through.

@@ -104,9 +104,12 @@ class Translate:
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """Something without arguments that matter here; "rate" goes on below a rate of log lines."""
+    """Something without arguments that matter here.
 
-    kind: Literal["masquerade", "notrack", "synproxy", "log", "rate"]
+    "rate" goes on below a rate of log lines, "flow" once the connection is established.
+    """
+
+    kind: Literal["masquerade", "notrack", "synproxy", "log", "rate", "flow"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -295,6 +295,12 @@ def _log(words: _Words) -> Statement:
     return Plain("log")
 
 
+def _flow(words: _Words) -> Statement:
+    words.need("add")
+    words.name()
+    return Plain("flow")
+
+
 def _synproxy(words: _Words) -> Statement:
     words.need("mss")
     words.number()
@@ -318,6 +324,7 @@ _BEGINNINGS: Mapping[str, Callable[[_Words], Statement]] = {
     "notrack": lambda _: Plain("notrack"),
     "synproxy": _synproxy,
     "log": _log,
+    "flow": _flow,
     "limit": _limit,
     "update": _note,
     "add": _note,

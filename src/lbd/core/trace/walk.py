@@ -136,7 +136,7 @@ def _tracked_families(table: Table) -> frozenset[int]:
                 case Translate():
                     families.add(statement.family)
                 case (
-                    Plain(kind="masquerade" | "synproxy")
+                    Plain(kind="masquerade" | "synproxy" | "flow")
                     | Is(subject="ct state" | "ct status")
                     | Note(connections=True)
                 ):
