@@ -149,6 +149,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    from lbd.core.notes import lines, notes
     from lbd.core.source import BadFileError
     from lbd.host import files
 
@@ -163,8 +164,10 @@ def _check(arguments: argparse.Namespace) -> int:
             print(json.dumps({"ok": False, "problems": problems}))
             return BAD_FILE
         raise ExitError(BAD_FILE, str(error)) from error
+    found = notes(config)
     if arguments.output == "json":
-        print(json.dumps({"ok": True, "problems": []}))
+        said = [{"service": note.service, "message": note.message} for note in found]
+        print(json.dumps({"ok": True, "problems": [], "notes": said}))
         return OK
     backends = sum(len(service.backends) for service in config.services)
     things = {
@@ -174,8 +177,10 @@ def _check(arguments: argparse.Namespace) -> int:
         "route": len(config.routes),
         "rule": len(config.rules),
     }
-    said = ", ".join(many(count, name) for name, count in things.items() if count)
-    print(f"{printable(str(arguments.config))}: good: {said or 'nothing to do'}")
+    counts = ", ".join(many(count, name) for name, count in things.items() if count)
+    print(f"{printable(str(arguments.config))}: good: {counts or 'nothing to do'}")
+    for line in lines(found):
+        print(line)
     return OK
 
 

@@ -258,7 +258,9 @@ class Daemon:
         except RefusedError as error:
             return None, Outcome(Plan(), (str(error),), permission=error.permission)
         wish = self.intent.wish(observed)
-        return wish, reconcile(self.director, wish, thorough=bool(reasons & THOROUGH_REASONS))
+        # A drained backend that is down now changes no rule: only what is noted of it is not true any more.
+        told = self.applied is None or self.applied.table.learned != wish.table.learned
+        return wish, reconcile(self.director, wish, thorough=told or bool(reasons & THOROUGH_REASONS))
 
     async def _read_file(self, reasons: frozenset[Reason], began: float) -> None:
         reading = await asyncio.to_thread(self.intent.read, began, patient=reasons == {"file"})

@@ -386,6 +386,57 @@ def test_listen_addresses_that_go_together(one: tuple[str, str], other: tuple[st
     assert len(config(TWO.format(*other, *one)).services) == 2
 
 
+DIRECT_ON, STATELESS_ON = (
+    f"interface = '{{}}'\nreturn_path = '{kind}'".format for kind in ("direct", "stateless")
+)
+SHARED = """
+[[service]]
+name = "a"
+listen = ["198.51.100.1:80", "[2001:db8::9]:443"]
+backends = ["192.0.2.1", "[2001:db8::1]"]
+{}
+[[service]]
+name = "b"
+listen = {}
+backends = [{}]
+{}
+"""
+
+
+@pytest.mark.parametrize(
+    ("keys", "written", "backends", "other_keys"),
+    [
+        # Direct return has no replies, and a tracked service is not at ingress.
+        (DIRECT_ON("eth0"), '"198.51.100.2:80"', '"192.0.2.1"', ""),
+        (DIRECT_ON("eth0"), '"198.51.100.1:80"', '"192.0.2.2"', "interface = 'eth1'"),
+        (DIRECT_ON("eth0"), '"198.51.100.1:443"', '"192.0.2.1"', DIRECT_ON("eth1")),
+        (DIRECT_ON("eth0"), '"198.51.100.1:80/udp"', '"192.0.2.1"', STATELESS_ON("eth1")),
+        # Another port, another protocol; 443 is the backend's of the other family.
+        (STATELESS_ON("eth0"), '"198.51.100.2:80"', '"192.0.2.1:81"', ""),
+        (STATELESS_ON("eth0"), '"198.51.100.2:80/udp"', '"192.0.2.1"', ""),
+        (STATELESS_ON("eth0"), '"198.51.100.2:*/sctp"', '"192.0.2.1"', ""),
+        (STATELESS_ON("eth0"), '"198.51.100.2:81-90"', '"192.0.2.1"', ""),
+        (STATELESS_ON("eth0"), '"198.51.100.2:443"', '"192.0.2.1"', ""),
+        (
+            STATELESS_ON("eth0"),
+            '["198.51.100.2:443", "[2001:db8::8]:80"]',
+            '"192.0.2.1", "[2001:db8::1]"',
+            "",
+        ),
+    ],
+)
+def test_services_beside_one_without_connection_tracking(
+    keys: str, written: str, backends: str, other_keys: str
+):
+    assert len(config(SHARED.format(keys, written, backends, other_keys)).services) == 2
+
+
+def test_ports_of_the_other_family_are_no_loop():
+    top = "[[service]]\nname = 't'\nlisten = '192.0.2.1:443'\nbackends = []"
+    made = service("", '["192.0.2.1", "[2001:db8::1]"]', '["198.51.100.1:80", "[2001:db8::9]:443"]', top=top)
+    assert len(made.backends) == 2
+
+
 def test_a_backend_beside_a_listen_address_is_no_loop():
     backends = '["198.51.100.1:81", "198.51.100.2:80"]'
     listens = "['198.51.100.1:82', '198.51.100.2:80/udp', '198.51.100.2:90-99']"

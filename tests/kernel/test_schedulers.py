@@ -1,4 +1,4 @@
-"""Who gets a connection: shares that follow the weights, and turns; for what a hash chooses see test_choice."""
+"""Who gets a connection: shares that follow the weights, and turns. What a hash chooses is in test_choice."""
 
 from collections import Counter
 from itertools import pairwise

@@ -243,7 +243,6 @@ LIMITS = [
 ]
 
 PROXY = _limits("synproxy = true")
-PROXY_ETH0 = service(HERE, ONE, 'interface = "eth0"\nlimits = { synproxy = true }')
 ACK = frozenset({"ack"})
 SYNPROXY = [
     Case("synproxy, first", PROXY, tcp(), COOKIE),
@@ -273,14 +272,6 @@ SYNPROXY = [
     Case("synproxy, range", ranged(HOSTS, "limits = { synproxy = true }"), tcp(8042), COOKIE),
     Case("synproxy, another port", PROXY, tcp(8889), OWN),
     Case("synproxy, empty", service(HERE, "", "limits = { synproxy = true }"), tcp(), RESET),
-    Case("synproxy on an interface", PROXY_ETH0, tcp(), COOKIE),
-    Case(
-        "synproxy on an interface, on to the backend",
-        PROXY_ETH0,
-        tcp(interface=""),
-        dnat(ONE),
-        defect="what the kernel opens came in by no interface, and goes to the director's own port",
-    ),
     Case("synproxy, own", PROXY, tcp(source=VIP4, interface=""), dnat(TWO), "masquerade"),
 ]
 

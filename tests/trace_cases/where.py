@@ -132,19 +132,19 @@ LAYERS = {
         f"{VIP4}:*/any", server(2, 0), 'interface = "eth0"\nssh = true', "l7"
     ),
     "any protocol": service(f"{VIP4}:*/any", server(3, 0), "ssh = true", "l8"),
+    "a mark": service("", server(3, 0), "mark = 7", "l14"),
     "every address and a port": service("*:8888", server(1, 1009), 'interface = "eth0"', "l9"),
     "every address and a range": service("*:8000-8999", server(1, 1010), 'interface = "eth0"', "l10"),
     "every address and port": service("*:*", server(1, 1011), 'interface = "eth0"\nssh = true', "l11"),
     "everything": service("*:*/any", server(2, 0), 'interface = "eth0"\nssh = true', "l12"),
-    "a mark": service("", server(3, 0), "mark = 7", "l14"),
 }
 _TAKES = [
     *(server(1, port) for port in range(1001, 1007)),
     server(2, 8888),
     server(3, 8888),
+    server(3, 8888),
     *(server(1, port) for port in range(1009, 1012)),
     server(2, 8888),
-    server(3, 8888),
 ]
 
 PRECEDENCE = [
@@ -181,7 +181,6 @@ INTERFACES = [
         + service("", server(2, 0), "mark = 7", "marked"),
         tcp(destination="192.168.2.99", mark=7),
         dnat(server(2, 8888)),
-        defect="postrouting asks for every address without asking whether the address was the director's",
     ),
 ]
 

@@ -287,7 +287,6 @@ PERSISTENCE = [
             ).replace("backends = []", f'backends = [{{ address = "{drained}", state = "drain" }}]'),
             tcp(8042),
             dnat(THREE),
-            defect="the element of the pin has no port, in a map that has them for the sorry server",
         )
         for kind, drained in (("range", server(1, 0)), ("range shifted", server(1, "9000-9099")))
     ),

@@ -112,8 +112,9 @@ class Case:
 
     `expected` are all the (verdict, destination) there may be, the destination as the file writes a backend
     and "" where nothing is translated. `source` is what takes the place of the client's address. `before` are
-    packets sent just before, which rules may have noted. `over` are limits that are passed: names of limits
-    and sets that begin so. `files` are lists of prefixes beside the file.
+    packets sent just before, which rules may have noted; of several ways that one may go, the first is taken.
+    `over` are limits that are passed: names of limits and sets that begin so. `files` are lists of prefixes
+    beside the file.
     """
 
     name: str

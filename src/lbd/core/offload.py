@@ -43,7 +43,9 @@ def lacking(config: Config, observed: Observed) -> Iterator[str]:
     if not names:
         return
     if not observed.offloads:
-        whose = f"service {names[0]}" if len(names) == 1 else f"{many(len(names), 'service')} ({names[0]} ...)"
+        whose = f"service {names[0]}"
+        if len(names) > 1:
+            whose += f" and of {many(len(names) - 1, 'other')}"
         yield f"this kernel has no flowtables (NF_FLOW_TABLE): connections of {whose} are not offloaded"
         return
     for device in sorted({*config.director.devices} - observed.interfaces):

@@ -189,7 +189,8 @@ def _pins(virtual: Virtual) -> dict[str, Target]:
     for pin in virtual.service.pins:
         address = str(pin.backend.address)
         found = next((t for t in virtual.stay if t.address == address and _is_of(pin.backend.ports, t)), None)
-        if found is not None and pin.client.version == virtual.where.family:
+        # Behind a sorry server of another form there is no slot that could hold it.
+        if found is not None and found.form == virtual.form and pin.client.version == virtual.where.family:
             pins[prefix(pin.client)] = found
     return pins
 

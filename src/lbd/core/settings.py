@@ -113,8 +113,8 @@ class Backend:
 
     `ports` None is the port of the listen address, a range is as long as that of the listen address and
     shifts it. Weight 0 takes no new connections. `backup` 0 is always used, 1 and up when nothing below is
-    left. A drained one counts as down from `drain_until` on (with a UTC offset). `max_connections`
-    0 is no limit.
+    left. A drained one counts as down from `drain_until` on (with a UTC offset). `max_connections` 0
+    is no limit.
     """
 
     address: IP

@@ -72,7 +72,9 @@ class Shape:
     @property
     def rank(self) -> tuple[int, ...]:
         """Return where it stands in the order in which listen addresses are asked."""
-        return (int(self.mark), int(not self.address), _PORTS.index(self.port), int(not self.interface))
+        # On the way out it can be told no more that an address was the director's: marks before wildcards.
+        what = 0 if self.address else 1 if self.mark else 2
+        return (what, _PORTS.index(self.port), int(not self.interface))
 
     @cached_property
     def fields(self) -> tuple[Field, ...]:

@@ -22,6 +22,13 @@ class Target:
     ports: Ports | None = None
 
     @property
+    def form(self) -> Form:
+        """Return what a slot with this target holds."""
+        if self.ports is None:
+            return "host"
+        return "port" if self.ports.single else "shift"
+
+    @property
     def element(self) -> str:
         """Return the data of an element that sends connections here."""
         one = self.ports is not None and self.ports.single
@@ -46,8 +53,5 @@ class Virtual:
 
     @property
     def form(self) -> Form:
-        """Return what the slots hold; all targets are of one form."""
-        ports = next((target.ports for target in (*self.targets, *self.stay)), None)
-        if ports is None:
-            return "host"
-        return "port" if ports.single else "shift"
+        """Return what the slots hold: all targets are of one form, and only a sorry server may differ."""
+        return next((target.form for target in (*self.targets, *self.stay)), "host")

@@ -93,7 +93,6 @@ class Worker:
         after = nft_read.generation(self.sock)
         return ("ok", after if after == before + 1 else 0)
 
-
     def _probe(self) -> tuple[Any, ...]:
         """Ask the kernel for a flowtable without committing it: it checks all, and takes all back."""
         if self.can_offload is None:

@@ -92,7 +92,7 @@ def refuse(op: NftOp | HostOp, why: str) -> RefusedError:
     return RefusedError(f"{why} ({op})")
 
 
-def step(  # noqa: C901, PLR0912 - one case for each operation
+def step(  # noqa: C901, PLR0912, PLR0915 - one case for each operation
     ruleset: Ruleset | None, op: NftOp, held: set[str]
 ) -> Ruleset | None:
     """Do one operation of a transaction; `held` are the chains that something went to before it."""
@@ -122,11 +122,8 @@ def step(  # noqa: C901, PLR0912 - one case for each operation
             chain = _there(ruleset.chains, name, op)
             for named in MAP.findall(rule):
                 _there(ruleset.maps, named, op)
-            for named in FLOWTABLE.findall(rule):
-                _there(ruleset.flowtables, named, op)
-                if not chain.hook or chain.hook.point != "forward":
-                    raise refuse(op, "Operation not supported")
             _reachable(ruleset, rule, op)
+            _offloads(ruleset, chain, rule, op)
             chain.rules.append(rule)
         case AddMap(name, shape):
             if name in ruleset.maps:
@@ -154,20 +151,25 @@ def step(  # noqa: C901, PLR0912 - one case for each operation
             if ruleset.limited(name):
                 raise refuse(op, "Device or resource busy")
             del ruleset.limits[name]
-        case AddFlowtable(name, devices):
-            # nft's `add` takes one that is there and gives it more devices; a plan never does that.
-            if name in ruleset.flowtables:
-                raise refuse(op, "File exists")
-            # The kernel knows none in the netdev family; one over nothing is not nft's.
-            if op.family != "inet" or not devices or len(set(devices)) < len(devices):
-                raise refuse(op, "Operation not supported")
-            ruleset.flowtables[name] = devices
-        case DeleteFlowtable(name):
-            _there(ruleset.flowtables, name, op)
-            if ruleset.names(name, FLOWTABLE):
-                raise refuse(op, "Device or resource busy")
-            del ruleset.flowtables[name]
+        case AddFlowtable() | DeleteFlowtable():
+            _flowtable(ruleset, op)
     return ruleset
+
+
+def _flowtable(ruleset: Ruleset, op: AddFlowtable | DeleteFlowtable) -> None:
+    tables, name = ruleset.flowtables, op.name
+    if isinstance(op, DeleteFlowtable):
+        _there(tables, name, op)
+        if ruleset.names(name, FLOWTABLE):
+            raise refuse(op, "Device or resource busy")
+        del tables[name]
+        return
+    # nft's `add` takes one that is there and gives it more devices; a plan never does that.
+    if name in tables:
+        raise refuse(op, "File exists")
+    if op.family != "inet" or not op.devices or len(set(op.devices)) < len(op.devices):
+        raise refuse(op, "Operation not supported")
+    tables[name] = op.devices
 
 
 def _add(ruleset: Ruleset, name: str, items: Sequence[tuple[str, str]], op: NftOp) -> None:
@@ -194,6 +196,14 @@ def _there(things: dict[str, Thing], name: str, op: NftOp) -> Thing:
     if name not in things:
         raise refuse(op, "No such file or directory")
     return things[name]
+
+
+def _offloads(ruleset: Ruleset, chain: Chain, rule: str, op: NftOp) -> None:
+    """Refuse to put connections into a flowtable that is not there, or at another hook than forward."""
+    for name in FLOWTABLE.findall(rule):
+        _there(ruleset.flowtables, name, op)
+        if not chain.hook or chain.hook.point != "forward":
+            raise refuse(op, "Operation not supported")
 
 
 def _reachable(ruleset: Ruleset, text: str, op: NftOp) -> None:

@@ -284,6 +284,15 @@ def _synproxy(written: Written) -> Iterator[Finding]:
     other = next((each for each in service.listen if each.protocol != "tcp" or each.ports.every), None)
     if other is not None:
         yield written.finding("limits", f"{message}, and {other} is something else")
+    # Without connection tracking limits are refused as a whole, and the interface is needed.
+    tracked = service.return_path.kind not in {"direct", "stateless"} and written.right("return_path")
+    if tracked and service.interface is not None and written.right("interface"):
+        message = (
+            '"interface" does not go with synproxy: the connection that the director itself opens to the '
+            "backend enters by none; take one of them out"
+        )
+        there = written.place / "limits" if "limits" in written.given else written.inherited["limits"]
+        yield Finding(written.place / "interface", message, also=there)
 
 
 def _ssh(written: Written, ssh_ports: tuple[int, ...]) -> Iterator[Finding]:

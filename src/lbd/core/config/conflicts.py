@@ -11,8 +11,8 @@ from typing import TypeVar
 
 from lbd.core.config import untracked
 from lbd.core.config.findings import Finding, Place
-from lbd.core.config.loops import loops, whose
-from lbd.core.config.written import Written
+from lbd.core.config.loops import loops
+from lbd.core.config.written import Written, whose
 from lbd.core.settings import IP, AddressEntry, Listen, Ports, Protocol, RouteEntry, RuleEntry
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ def services(entries: Sequence[Written]) -> Iterator[Finding]:
     yield from _marks(entries)
     yield from _listens(entries)
     yield from loops(entries)
-    yield from untracked.told_apart(entries)
+    yield from untracked.services(entries)
 
 
 def addresses(entries: Placed[AddressEntry]) -> Iterator[Finding]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from lbd.core.config.findings import Finding, Place
-from lbd.core.config.written import Written
+from lbd.core.config.spans import index, owner
+from lbd.core.config.written import Written, whose
 from lbd.core.settings import IP, Access, Limits, Listen, Protocol
 
 _WHY = {
@@ -77,14 +78,41 @@ def _other_ports(written: Written) -> Iterator[Finding]:
             yield Finding(place, message, also=there)
 
 
-def told_apart(entries: Sequence[Written]) -> Iterator[Finding]:
+def services(entries: Sequence[Written]) -> Iterator[Finding]:
+    """Find what services cannot have together because packets of some are not tracked."""
+    mine = [each for each in entries if each.service.return_path.kind in _WHY and each.right("return_path")]
+    if not mine:
+        return
+    stateless = [
+        each
+        for each in mine
+        if each.service.return_path.kind == "stateless" and each.right("listen", "backends")
+    ]
+    yield from _on_two_interfaces(mine)
+    yield from _told_apart(stateless)
+    yield from _tracked_as_well(entries, stateless)
+
+
+def _on_two_interfaces(entries: Sequence[Written]) -> Iterator[Finding]:
+    """Find listen addresses on two interfaces: their backends are found by address and port alone."""
+    first: dict[Listen, tuple[Place, Written]] = {}
+    for written in entries:
+        if written.service.interface is None or not written.right("interface"):
+            continue
+        for place, listen in written.listens():
+            there, other = first.setdefault(listen, (place, written))
+            if other.service.interface != written.service.interface:
+                message = (
+                    f"{listen} is the listen address of {whose(other)} on {other.service.interface}; without "
+                    "connection tracking a listen address is on one interface only"
+                )
+                yield Finding(place, message, also=there)
+
+
+def _told_apart(entries: Sequence[Written]) -> Iterator[Finding]:
     """Find backends that two stateless listen addresses send to: whose replies could not be told apart."""
     first: dict[tuple[IP, int, Protocol], tuple[Place, Listen]] = {}
     for written in entries:
-        if written.service.return_path.kind != "stateless" or not written.right(
-            "return_path", "listen", "backends"
-        ):
-            continue
         listens = list(written.listens())
         for place, backend in written.backends():
             for at, listen in listens:
@@ -99,3 +127,28 @@ def told_apart(entries: Sequence[Written]) -> Iterator[Finding]:
                     )
                     yield Finding(place, message, also=there)
                     break
+
+
+def _tracked_as_well(entries: Sequence[Written], stateless: Sequence[Written]) -> Iterator[Finding]:
+    """Find backends of stateless services to which a service with connections sends as well."""
+    known = index(
+        (backend.address, backend.ports_behind(listen), (place, listen, written))
+        for written in stateless
+        for place, backend in written.backends()
+        for listen in written.service.listen
+        if listen.family == backend.family
+    )
+    for written in entries if known else ():
+        tracked = written.service.return_path.kind not in _WHY
+        if not tracked or not written.right("return_path", "listen", "mark", "backends"):
+            continue
+        for place, server in written.servers():
+            found = owner(server, written, known)
+            if found is not None:
+                there, listen, other = found
+                message = (
+                    f'{server} is also a backend of {whose(other)}, whose return_path is "stateless": its '
+                    f"replies to clients of this service, too, would come from {listen}; let it have a port "
+                    "for each"
+                )
+                yield Finding(place, message, also=there)

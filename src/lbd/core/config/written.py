@@ -49,3 +49,8 @@ class Written:
         yield from self.backends()
         for i, server in enumerate(self.service.sorry):
             yield self.place / "sorry_server" / i, server
+
+
+def whose(written: Written) -> str:
+    """Return what a service is called in a message."""
+    return f'service "{written.service.name}"' if written.service.name else "another service"
