@@ -12,6 +12,7 @@ DOCDIR := $(PREFIX)/share/doc/lbd
 
 RUN_PACKAGES  := python3-venv python3-nftables nftables iproute2
 TEST_PACKAGES := systemd-container
+EMULATION_PACKAGES := qemu-system-x86 busybox-static kmod
 
 # Debian packages, asked for only when one is missing, so that a second run needs neither root nor a network.
 define packages
@@ -27,10 +28,10 @@ define packages
 	apt-get install -y -qq --no-install-recommends $$missing </dev/null
 endef
 
-.PHONY: help venv dev demo check test bench man install uninstall clean
+.PHONY: help venv dev demo check test test-emulated bench man install uninstall clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
 	@echo "  install and uninstall take PREFIX (now $(PREFIX)) and DESTDIR"
 
 venv: $(VENV)/run.stamp ## .venv with what lbd needs to run
@@ -58,6 +59,10 @@ check: dev ## format, lint, types, import rules, pure tests (no root)
 test: dev ## every test; namespaces and a real systemd need root
 	$(call packages,$(TEST_PACKAGES))
 	$(PY) -m pytest
+
+test-emulated: dev ## tests that need a kernel with flowtables and SCTP: on Debian's, emulated (root)
+	$(call packages,$(EMULATION_PACKAGES))
+	$(PY) tests/emulated/boot.py $(TESTS)
 
 bench: venv ## what lbd costs at 1 and at 10,000 services (root)
 	$(PY) bench/growth.py
@@ -98,5 +103,5 @@ uninstall: ## what install put there, except /etc/lbd.toml and the user
 		'$(DESTDIR)$(PREFIX)/lib/sysusers.d/lbd.conf' '$(DESTDIR)$(PREFIX)/share/man/man8/lbd.8'
 
 clean: ## what was built here
-	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .emulated
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

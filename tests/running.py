@@ -22,7 +22,7 @@ from lbd.lab.namespaces import wait_until
 from lbd.lab.traffic import ask
 
 # What the daemon may take for anything, on a slow machine. Tests that promise less say so themselves.
-PATIENCE = 10.0
+PATIENCE = 200.0 if "LBD_EMULATED" in os.environ else 10.0
 
 VIP = {4: "192.168.18.58", 6: "2001:db8:18::58"}
 CLIENT = {4: "192.168.18.25", 6: "2001:db8:18::25"}

@@ -131,7 +131,7 @@ def test_check_of_a_good_file(run, good):
     assert run("check", "-c", good) == (0, f"{good}: good: 1 service, 2 backends, 2 addresses\n", "")
     code, out, _ = run("check", "-c", good, "-o", "json")
     assert code == 0
-    assert json.loads(out) == {"ok": True, "problems": []}
+    assert json.loads(out) == {"ok": True, "problems": [], "notes": []}
 
 
 def test_check_of_a_file_that_asks_for_nothing(run, tmp_path):
@@ -181,7 +181,7 @@ def test_plan_as_json_has_every_operation_whole(run, good, host):
     code, out, _ = run("plan", "-c", good, "-o", "json")
     found = json.loads(out)
     assert code == 0
-    assert found.keys() == {"before", "swap", "collect", "after", "unsafe"}
+    assert found.keys() == {"before", "swap", "collect", "forget", "after", "unsafe"}
     assert any(line.count(" : ") == 251 for line in found["swap"])
     assert not host.applied
 
@@ -219,7 +219,7 @@ def test_what_the_kernel_refuses_is_told(run, good, host, arguments, permission,
 
 @pytest.mark.parametrize("arguments", [("plan",), ("apply",), ("apply", "--remove")])
 def test_host_that_cannot_be_read_is_told(run, good, host, monkeypatch, arguments):
-    def refuse(_):
+    def refuse(_, **__):
         raise RefusedError("Operation not permitted", permission=True)
 
     monkeypatch.setattr(host, "read", refuse)

@@ -21,6 +21,7 @@ from lbd.core.control import BAD_FILE, DIFFERENCES, FAILED, NO_PERMISSION, OK
 from lbd.core.words import NEEDS_CAPABILITY, cut, many, printable
 
 if TYPE_CHECKING:
+    from lbd.core.observed import Observed
     from lbd.core.plan import Plan
     from lbd.core.settings import Config
     from lbd.host.director import Director
@@ -190,9 +191,22 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     config = _load(arguments.config)
     with _director() as host:
-        found = plan(host, desired(config, host.observe(config)))
+        found = plan(host, desired(config, _as_balanced(host.observe(config))))
     _show_plan(found, arguments.output)
     return DIFFERENCES if found and arguments.exit_code else OK
+
+
+def _as_balanced(observed: Observed) -> Observed:
+    """Return what was observed with what the running daemon, if there is one, knows from counting."""
+    from dataclasses import replace
+
+    from lbd.core.status import balanced
+
+    try:
+        known = balanced(call(_runtime(), "status", {}, STATUS_MOST))
+    except CallError:
+        return observed
+    return replace(observed, full=known.full, shares=known.shares)
 
 
 def _apply(arguments: argparse.Namespace) -> int:
@@ -283,7 +297,7 @@ def _status(arguments: argparse.Namespace) -> int:
         status.pop("ok", None)
         print(json.dumps(status))
         return OK
-    from lbd.core.status import text
+    from lbd.core.show import text
 
     for line in text(status, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ):
         print(line)

@@ -309,7 +309,7 @@ class Daemon:
             elements=outcome.elements if outcome else 0,
             generation=outcome.generation if outcome else 0,
             connections=self.balancing.balance.connections,
-            full=self.balancing.balance.full,
+            observed=self.intent.observed,
         )
 
     def _headline(self) -> str:

@@ -93,6 +93,11 @@ class Intent:
             self._made_of = (config, observed)
         return self._wish
 
+    @property
+    def observed(self) -> Observed:
+        """Return what was observed of the host when it was last said what its state is to be."""
+        return self._made_of[1] if self._made_of else Observed()
+
     def news(self) -> tuple[str, ...]:
         """Return, once, what was observed of the host that changed what is asked for, in words."""
         told, self._news = self._news, ()

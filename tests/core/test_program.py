@@ -33,7 +33,9 @@ FILES = sorted(GOLDEN.glob("*.toml"))
 # The files of prefixes that they name, and the networks of the host that they are for.
 LISTS = sorted(GOLDEN.glob("*.list"))
 HOST = Observed(
-    neighbours=frozenset({(ip_network("10.0.0.0/24"), "eth1"), (ip_network("fd00::/64"), "eth1")})
+    neighbours=frozenset({(ip_network("10.0.0.0/24"), "eth1"), (ip_network("fd00::/64"), "eth1")}),
+    interfaces=frozenset({"eth0", "eth1"}),
+    offloads=True,
 )
 
 ONE, TWO, THREE = (Target(f"10.0.0.{n}", Ports(8080, 8080)) for n in (1, 2, 3))

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 
 from lbd.core.config import parse
+from lbd.core.observed import Observed
+from lbd.core.show import text
 from lbd.core.source import Source
-from lbd.core.status import Standing, document, headline, text
+from lbd.core.status import Standing, balanced, document, headline
 from strategies import configs
 
 CONFIG = parse(
@@ -166,7 +168,9 @@ def test_full_backend_and_counted_connections_are_shown():
     service = '[[service]]\nname = "w"\nlisten = "192.0.2.1:80"\nbackends = [%s, "10.0.0.2"]'
     config = parse(Source("f", service % '{ address = "10.0.0.1", max_connections = 20 }'))
     one, two = ("w", "10.0.0.1"), ("w", "10.0.0.2")
-    standing = replace(GOOD, connections={one: 19, two: 0}, full=frozenset({one}))
+    standing = replace(
+        GOOD, connections={one: 19, two: 0}, observed=Observed(full=frozenset({one}), shares={two: 7})
+    )
     status = document(standing, config)
     (found,) = status["services"]
     assert found["state"] == "up"
@@ -178,12 +182,33 @@ def test_full_backend_and_counted_connections_are_shown():
             "reason": "max_connections = 20 in the file",
             "connections": 19,
         },
-        {"address": "10.0.0.2", "weight": 1, "state": "up", "reason": "", "connections": 0},
+        {"address": "10.0.0.2", "weight": 1, "state": "up", "reason": "", "connections": 0, "share": 7},
     ]
+    assert balanced(status) == standing.observed
     lines = list(text(status, colour=False))
     assert lines[1].split()[-4:] == ["WEIGHT", "CONNECTIONS", "STATE", "REASON"]
     assert lines[2].split()[-9:-6] == ["1", "19", "full"]
-    assert document(replace(standing, full=frozenset({one, two})), config)["services"][0]["state"] == "empty"
+    nobody = replace(standing, observed=Observed(full=frozenset({one, two})))
+    assert document(nobody, config)["services"][0]["state"] == "empty"
+
+
+def test_whoever_waits_for_others_to_fail_is_shown_as_such():
+    service = """[[service]]
+name = "w"
+listen = "192.0.2.1:80"
+backends = [{ address = "10.0.0.1"%s }, { address = "10.0.0.2", backup = true }]
+sorry_server = "10.0.0.9"
+"""
+    for first, states, state in (
+        ("", ["up", "standby"], "up"),
+        (', state = "down"', ["down", "up"], "up"),
+        (', state = "drain", drain_until = 2026-01-01T00:00:00Z', ["drain", "up"], "up"),
+    ):
+        (found,) = document(GOOD, parse(Source("f", service % first)))["services"]
+        assert [backend["state"] for backend in found["backends"]] == states
+        assert found["state"] == state
+    gone = parse(Source("f", (service % ', state = "down"').replace("backup = true", 'state = "down"')))
+    assert document(GOOD, gone)["services"][0]["state"] == "sorry"
 
 
 @settings(max_examples=50, deadline=None)

@@ -8,12 +8,6 @@ import pytest
 HERE = Path(__file__).parent
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "emulated: run by `make test-emulated` on a kernel with flowtables and SCTP"
-    )
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if "LBD_EMULATED" in os.environ:
         return

@@ -1,7 +1,7 @@
-"""What is right in a file, and worth saying all the same: shares off their weights, what costs, what adds nothing.
+"""What is right in a file, and worth saying: shares that are off, what costs, what adds nothing.
 
-Shares are counted in the slots that the kernel would get. Those depend on the weights and their order alone,
-so services with the same weights are looked at once.
+Shares are counted in the slots that the kernel would get. How many each backend has depends on the weights
+and their order alone, so services with the same weights are looked at once.
 """
 
 from __future__ import annotations
@@ -11,25 +11,32 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import floor, inf, log, log10
 
-from lbd.core.desired import virtuals_of
+from lbd.core.desired import in_use, virtuals_of, wheres
+from lbd.core.maglev import SIZES
 from lbd.core.observed import Observed
 from lbd.core.schedule import hashed, pick
-from lbd.core.settings import WHOLE_MARK, Config, Service
+from lbd.core.settings import WHOLE_MARK, Backend, Config, Family, Service
 from lbd.core.shape import readings
-from lbd.core.slots import reduce
+from lbd.core.slots import MOST, reduce
 from lbd.core.virtual import Target, Virtual
 from lbd.core.words import many
 
 # Below, a share is as even as connections are.
 WORTH_SAYING = 0.05
 
-# With so many different weights in a file, each with a table of its own, `lbd check` would take seconds.
+# How many different sets of weights are looked at, and of how many slots: a million are made in a second.
 MOST_POOLS = 1000
+MOST_SLOTS = 1_000_000
 
 # A chain for each of 10,000 services that take turns is loaded in 26 s (Linux 6.18, nft 1.0.6), and a chain
 # for each of a hundred takes nothing that anybody would notice.
 MANY_TURNS = 100
 SECONDS_OF_10000 = 26
+
+# What is not in the file: notes are about the file alone.
+NOTHING = Observed()
+
+ADDRESS_BITS: dict[Family, int] = {4: 32, 6: 128}
 
 # More on a terminal nobody reads; as JSON there are all.
 MOST_LINES = 20
@@ -48,23 +55,25 @@ class Note:
 
 def notes(config: Config) -> tuple[Note, ...]:
     """Return what is worth saying of a valid configuration, in the order of the services."""
-    observed, shares = Observed(), _Shares()
+    shares = _Shares()
     found: list[Note] = []
     turns = 0
     for service in config.services:
-        virtuals = list(virtuals_of(service, observed))
-        said = (shares.of(service, virtuals), _persistence(service, virtuals))
+        said = (shares.of(service), _persistence(service))
         found.extend(Note(service.name, message) for message in said if message)
-        if service.scheduler == "round-robin":
-            turns += sum(len(virtual.targets) > 1 for virtual in virtuals)
+        turns += _turns(service)
     if turns > MANY_TURNS:
         message = (
-            f'{turns:,} listen addresses of scheduler "round-robin" have a chain each, and loading them grows '
-            f'with the square: about {SECONDS_OF_10000} s for 10,000; with "random" services share chains'
+            f'{turns:,} listen addresses with scheduler "round-robin" have a chain each, and the time to '
+            f"load them grows with the square of their number: about {SECONDS_OF_10000} s for 10,000; with "
+            '"random" services share chains'
         )
         found.append(Note("", message))
     if shares.too_many:
-        message = f"there are more than {MOST_POOLS:,} different sets of weights; the rest was not looked at"
+        looked_at = many(len(shares.known), "set")
+        message = (
+            f"weights differ much between services; shares were looked at for the first {looked_at} of them"
+        )
         found.append(Note("", message))
     return tuple(found)
 
@@ -98,46 +107,68 @@ class _Off:
 
 class _Shares:
     def __init__(self) -> None:
-        self._known: dict[tuple[object, ...], _Off | None] = {}
+        self.known: dict[tuple[object, ...], _Off | None] = {}
+        self.slots = 0
         self.too_many = False
 
-    def of(self, service: Service, virtuals: Sequence[Virtual]) -> str:
+    def of(self, service: Service) -> str:
         """Return what is to say about shares, "" if they are as the weights ask for."""
         # Those of least-connections are made anew all the time, of what is open.
         if service.scheduler == "least-connections":
             return ""
-        offs = [(off, virtual) for virtual in virtuals if (off := self._off(virtual)) is not None]
+        families = {where.family for where, _ in wheres(service)}
+        offs = [(off, family) for family in sorted(families) if (off := self._off(service, family))]
         if not offs:
             return ""
-        off, virtual = max(offs, key=lambda each: each[0].distance)
+        off, family = max(offs, key=lambda each: each[0].distance)
+        virtual = _virtual(service, family)
         target = _in_order(virtual)[off.position]
+        weight, weights = virtual.targets[target], sum(virtual.targets.values())
         return (
-            f"backend {_said(target)} with weight {virtual.targets[target]:,} of "
-            f"{sum(virtual.targets.values()):,} gets {_percent(off.gets)} instead of {_percent(off.asked)} of "
-            f"new connections: {_why(service, off)}"
+            f"backend {_said(target)} with weight {weight:,} of {weights:,} gets {_percent(off.gets)} of new "
+            f"connections instead of {_percent(off.asked)}: {_why(service, off)}"
         )
 
-    def _off(self, virtual: Virtual) -> _Off | None:
-        if len(virtual.targets) < 2:  # noqa: PLR2004 - one has all
+    def _off(self, service: Service, family: Family) -> _Off | None:
+        active = in_use(service, family, NOTHING)
+        if len(active) < 2:  # noqa: PLR2004 - one has all
             return None
-        service = virtual.service
-        weights = tuple(virtual.targets[target] for target in _in_order(virtual))
-        by_table = service.scheduler in ("maglev", "source-hash")
-        table = (service.table_size, 0 if service.table_size else virtual.total) if by_table else ()
-        key = (by_table, table, weights)
-        if key not in self._known:
-            if len(self._known) >= MOST_POOLS:
+        key = _alike(service, family, active)
+        if key not in self.known:
+            if len(self.known) >= MOST_POOLS or self.slots >= MOST_SLOTS:
                 self.too_many = True
                 return None
-            self._known[key] = _furthest(virtual)
-        return self._known[key]
+            virtual = _virtual(service, family)
+            (reading,) = readings({(virtual.where.shape, family)}, WHOLE_MARK)
+            slots = pick(virtual, reading).slots
+            self.slots += len(slots)
+            self.known[key] = _furthest(virtual, slots)
+        return self.known[key]
 
 
-def _furthest(virtual: Virtual) -> _Off | None:
+def _alike(service: Service, family: Family, active: Sequence[Backend]) -> tuple[object, ...]:
+    """Return what decides how many slots the backends in use have, without working that out."""
+    weights = [backend.weight for backend in active]
+    if len(set(weights)) > 1:
+        virtual = _virtual(service, family)
+        weights = [virtual.targets[target] for target in _in_order(virtual)]
+    if service.scheduler not in ("maglev", "source-hash"):
+        return tuple(weights), "list"
+    if service.table_size:
+        return tuple(weights), service.table_size
+    # lbd's choice is made of all backends, also those that are down.
+    return tuple(weights), tuple(sorted(b.weight for b in service.backends if b.family == family))
+
+
+def _virtual(service: Service, family: Family) -> Virtual:
+    """Return the first listen address of a family; behind the others shares are the same."""
+    virtuals = virtuals_of(service, NOTHING)
+    return next(virtual for virtual in virtuals if virtual.where.family == family)
+
+
+def _furthest(virtual: Virtual, slots: Sequence[Target]) -> _Off | None:
     """Return the share that is furthest off, None if none is by more than is worth saying."""
-    where, targets = virtual.where, virtual.targets
-    (reading,) = readings({(where.shape, where.family)}, WHOLE_MARK)
-    slots = pick(virtual, reading).slots
+    targets = virtual.targets
     has, reduced = Counter(slots), reduce(targets)
     total, all_reduced = sum(targets.values()), sum(reduced.values())
     worst: _Off | None = None
@@ -162,20 +193,29 @@ def _in_order(virtual: Virtual) -> list[Target]:
 
 def _why(service: Service, off: _Off) -> str:
     if off.reduced:
-        return f"the weights are too far apart for {off.slots:,} slots"
+        return f"weights are scaled to {MOST:,} in all, and these are too far apart for that"
     if service.table_size:
-        return f"table_size = {service.table_size} is small for these weights; take a larger one, or lbd's choice"
-    return f"it is of {off.slots:,} slots; a larger table_size comes nearer"
+        return f"table_size = {service.table_size} is small for these weights; a larger one comes nearer"
+    if off.slots == SIZES[-1]:
+        return f"the table has {off.slots:,} slots, and none has more"
+    return f"the table has {off.slots:,} slots; a larger table_size comes nearer"
 
 
-def _persistence(service: Service, virtuals: Sequence[Virtual]) -> str:
+def _turns(service: Service) -> int:
+    """Return how many chains a service has of its own to take turns."""
+    if service.scheduler != "round-robin":
+        return 0
+    return sum(len(in_use(service, where.family, NOTHING)) > 1 for where, _ in wheres(service))
+
+
+def _persistence(service: Service) -> str:
     kept = service.persistence
     if kept is None or service.scheduler not in ("maglev", "source-hash"):
         return ""
-    for virtual in virtuals:
-        whole = kept.prefix(virtual.where.family) == (32 if virtual.where.family == 4 else 128)  # noqa: PLR2004 - IP versions
+    for where, _ in wheres(service):
         # Clients that share a prefix are kept together, and a hash of their addresses does not.
-        if not whole or hashed(virtual) != ("source-address",):
+        whole = kept.prefix(where.family) == ADDRESS_BITS[where.family]
+        if not whole or hashed(Virtual(where, service, {}, 0)) != ("source-address",):
             return ""
     return (
         f'scheduler "{service.scheduler}" hashes the source address alone, and sends a client to the same '

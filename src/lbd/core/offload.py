@@ -4,11 +4,11 @@ The kernel then carries their packets from interface to interface where they ent
 NAT gave them, and asks no chain any more. It has to be told of each connection, by one packet that is
 forwarded; when it is not used for a while, or ends, the packets pass the rules again.
 
-    flowtable offload { hook ingress priority 0; devices = { "eth0", "eth1" }; }
+    flowtable offloaded { hook ingress priority 0; devices = { "eth0", "eth1" }; }
     offload4     { 192.168.18.58 . tcp . 8888 }
-    chain offload { type filter hook forward priority 0;
+    chain offload_forward { type filter hook forward priority 0;
         meta l4proto { tcp, udp } ct status dnat ct state established
-            ct original ip daddr . meta l4proto . ct original proto-dst @offload4 flow add @offload }
+            ct original ip daddr . meta l4proto . ct original proto-dst @offload4 flow add @offloaded }
 """
 
 from __future__ import annotations
@@ -73,4 +73,4 @@ def chains(draft: Draft, used: Sequence[Reading], between: tuple[str, ...]) -> N
             rules.append(f"{match} {reading.original} @{_set(reading)} flow add @{FLOWTABLE}")
     if rules:
         draft.flowtables[FLOWTABLE] = between
-        draft.chains["offload"] = Chain(tuple(rules), Hook("filter", "forward", FILTER))
+        draft.chains["offload_forward"] = Chain(tuple(rules), Hook("filter", "forward", FILTER))

@@ -43,6 +43,7 @@ from lbd.core.state import (
     Address,
     Chain,
     Desired,
+    Elements,
     Live,
     LiveChain,
     LiveTable,
@@ -53,6 +54,10 @@ from lbd.core.state import (
     Table,
     TableFamily,
 )
+
+# libnftables 1.0.6 takes 3.5 ms for each element that it deletes among 5,000 ranges of one field, longer than
+# its worker may take for all; a set of 5,000 is made in 0.1 s.
+TAKEN_OUT_MOST = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +146,12 @@ class _Table:
             swap.append(AddTable(family))
             live = LiveTable()
         # A map that must be made anew takes the rules that name it with it, in the same transaction.
-        anew = {name for name, shape in want.maps.items() if not _serves(live.maps.get(name), shape)}
+        anew = {
+            name
+            for name, shape in want.maps.items()
+            if not _serves(live.maps.get(name), shape)
+            or _is_slow(shape, live.elements.get(name, {}), want.elements[name])
+        }
         gone = [name for name in live.maps if name in anew or name not in want.maps]
         flows = [n for n, devices in want.flowtables.items() if live.flowtables.get(n) != devices]
         ended = [n for n, devices in live.flowtables.items() if want.flowtables.get(n) != devices]
@@ -199,6 +209,15 @@ def _serves(live: Map | None, want: Map) -> bool:
     """Tell whether a live map will do; how it was declared (typeof) cannot be read back, its shape can."""
     return (
         live is not None and live.size >= want.size // 2 and live == replace(want, size=live.size, typeof="")
+    )
+
+
+def _is_slow(shape: Map, live: Elements, want: Elements) -> bool:
+    """Tell whether a map is made anew faster than elements are taken out of it."""
+    return (
+        shape.interval
+        and len(shape.key) == 1
+        and sum(want.get(key) != data for key, data in live.items()) > TAKEN_OUT_MOST
     )
 
 

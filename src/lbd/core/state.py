@@ -20,8 +20,8 @@ PROTOCOL = 76
 
 TABLE = "lbd"
 
-# Our flowtable: a name for all, since nothing of it is a service's.
-FLOWTABLE = "offload"
+# Our flowtable: one for all services. "offload" alone is a word of nft's own.
+FLOWTABLE = "offloaded"
 
 # The main routing table (RT_TABLE_MAIN).
 MAIN = 254

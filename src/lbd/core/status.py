@@ -1,33 +1,17 @@
-"""What `lbd status` says: the document (JSON) and the text made of it.
-
-The text is made by the client from the document, so this file imports nothing that a client command
-would have to wait for.
-"""
+"""What `lbd status` says, as a document (JSON); core/show makes text of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from lbd.core.desired import in_use
+from lbd.core.observed import BackendName, Observed
+from lbd.core.settings import Backend, Config, Service
 from lbd.core.words import many
 
-if TYPE_CHECKING:
-    from lbd.core.observed import BackendName
-    from lbd.core.settings import Backend, Config, Service
-
 State = Literal["converged", "converging", "degraded"]
-
-COLOURS = {
-    "converged": "32",
-    "converging": "33",
-    "degraded": "31",
-    "up": "32",
-    "empty": "31",
-    "drain": "33",
-    "down": "31",
-    "full": "33",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +20,7 @@ class Standing:
 
     `hash` is that of the file in force; `error` is why the file on disk is not it; `problems` is what
     keeps the host from it. `last_drift` is {"time", "operations", "by"} or None. `connections` are those of
-    backends where they are counted, `full` the backends that have as many as they may.
+    backends where they are counted, `observed` is of what the rules in force were made.
     """
 
     state: State
@@ -49,7 +33,7 @@ class Standing:
     elements: int = 0
     generation: int = 0
     connections: Mapping[BackendName, int] = field(default_factory=dict)
-    full: frozenset[BackendName] = frozenset()
+    observed: Observed = field(default_factory=Observed)
 
 
 def document(standing: Standing, config: Config | None) -> dict[str, Any]:
@@ -66,29 +50,51 @@ def document(standing: Standing, config: Config | None) -> dict[str, Any]:
 
 
 def _service(service: Service, standing: Standing) -> dict[str, Any]:
-    takers = [b for b in service.backends if b.in_rotation and (service.name, str(b)) not in standing.full]
+    families = {backend.family for backend in (*service.backends, *service.sorry)}
+    taking = {backend for family in families for backend in in_use(service, family, standing.observed)}
+    taken_by = "up" if taking & set(service.backends) else "sorry" if taking else "empty"
+    listen = [str(listen) for listen in service.listen] or [f"mark {service.mark:#x}"]
     return {
         "name": service.name,
-        "state": "up" if takers else "empty",
-        "listen": [str(listen) for listen in service.listen],
+        "state": taken_by,
+        "listen": listen,
         "scheduler": service.scheduler,
         "return_path": str(service.return_path),
-        "backends": [_backend(service, backend, standing) for backend in service.backends],
+        "backends": [_backend(service, b, standing, takes=b in taking) for b in service.backends],
     }
 
 
-def _backend(service: Service, backend: Backend, standing: Standing) -> dict[str, Any]:
-    name = service.name, str(backend)
+def _backend(service: Service, backend: Backend, standing: Standing, *, takes: bool) -> dict[str, Any]:
+    name, observed = (service.name, str(backend)), standing.observed
     state: str = backend.state
     reason = "" if state == "up" else f"state = {state!r} in the file"
-    if state == "up" and not backend.weight:
+    if name in observed.expired:
+        state, reason = "down", "its time to drain is over"
+    elif state == "up" and not backend.weight:
         reason = "weight = 0 in the file"
-    elif state == "up" and name in standing.full:
+    elif name in observed.full:
         state, reason = "full", f"max_connections = {backend.max_connections} in the file"
+    elif state == "up" and not takes:
+        state, reason = "standby", f"backup = {backend.backup} in the file, and others take connections"
     said = {"address": str(backend), "weight": backend.weight, "state": state, "reason": reason}
     if name in standing.connections:
         said["connections"] = standing.connections[name]
+    if name in observed.shares:
+        said["share"] = observed.shares[name]
     return said
+
+
+def balanced(status: Mapping[str, Any]) -> Observed:
+    """Return what a status document says of full backends and shares, as the daemon observed it."""
+    backends = [
+        ((service["name"], backend["address"]), backend)
+        for service in status["services"]
+        for backend in service["backends"]
+    ]
+    return Observed(
+        full=frozenset(name for name, backend in backends if backend["state"] == "full"),
+        shares={name: backend["share"] for name, backend in backends if "share" in backend},
+    )
 
 
 def headline(standing: Standing, config: Config | None) -> str:
@@ -100,55 +106,3 @@ def headline(standing: Standing, config: Config | None) -> str:
     if standing.error:
         text += f"; the file on disk is refused, the last good one is in force: {standing.error}"
     return "; ".join([text, *standing.problems[:1]])
-
-
-def text(status: Mapping[str, Any], *, colour: bool) -> Iterator[str]:
-    """Give the lines that a person reads."""
-
-    def paint(word: str, width: int = 0) -> str:
-        padded = word.ljust(width)
-        return f"\x1b[{COLOURS[word]}m{padded}\x1b[0m" if colour and word in COLOURS else padded
-
-    config, drift, kernel = status["config"], status["drift"], status["kernel"]
-    yield f"{paint(status['state'])}: {config['path']} ({config['hash'][:12] or 'nothing in force'})"
-    if config["error"]:
-        yield f"  the file on disk is refused: {config['error']}"
-    yield from (f"  {problem}" for problem in status["problems"])
-    # A column with nothing below its title is left out.
-    columns = [column for column in zip(*_rows(status["services"]), strict=True) if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    for row in zip(*columns, strict=True):
-        yield "  ".join(paint(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip()
-    last = f", last {drift['last']['time']} by {drift['last']['by']}" if drift["last"] else ""
-    yield f"drift repaired: {drift['count']}{last}"
-    yield f"kernel: {kernel['elements']} elements, generation {kernel['generation']}"
-
-
-def _rows(services: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
-    yield (
-        "SERVICE",
-        "LISTEN",
-        "SCHEDULER",
-        "RETURN PATH",
-        "BACKEND",
-        "WEIGHT",
-        "CONNECTIONS",
-        "STATE",
-        "REASON",
-    )
-    for service in services:
-        first = (service["name"], " ".join(service["listen"]), service["scheduler"], service["return_path"])
-        rest = "", "", "", ""
-        if not service["backends"]:
-            yield *first, "(none)", "", "", service["state"], ""
-        for backend in service["backends"]:
-            counted = str(backend.get("connections", ""))
-            yield (
-                *first,
-                backend["address"],
-                str(backend["weight"]),
-                counted,
-                backend["state"],
-                backend["reason"],
-            )
-            first = rest

@@ -137,10 +137,10 @@ class Nft:
 def _parts(op: NftOp) -> Iterator[NftOp]:
     """Give an operation as several, each of which is one message."""
     match op:
-        case AddElements(items=items, map=shape) if shape.interval:
+        case AddElements(items=items, map=shape) if shape.interval and len(shape.key) > 1:
             for at in range(0, len(items), ELEMENTS_AT_ONCE):
                 yield replace(op, items=items[at : at + ELEMENTS_AT_ONCE])
-        case DeleteElements(keys=keys, map=shape) if shape.interval:
+        case DeleteElements(keys=keys, map=shape) if shape.interval and len(shape.key) > 1:
             for at in range(0, len(keys), ELEMENTS_AT_ONCE):
                 yield replace(op, keys=keys[at : at + ELEMENTS_AT_ONCE])
         case _:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from ipaddress import ip_interface
 from typing import TypeVar
 
+from lbd.core.observed import Observed
 from lbd.core.ops import (
     AddAddress,
     AddPolicyRule,
@@ -26,6 +27,7 @@ from lbd.core.ops import (
     RestoreRoute,
     SetSysctl,
 )
+from lbd.core.settings import Config
 from lbd.core.state import (
     PROTOCOL,
     Address,
@@ -64,6 +66,11 @@ class FakeHost:
         self.generation = 1
         self.applied: list[str] = []
         self.fail: Callable[[Sequence[NftOp] | HostOp], None] = lambda _: None
+        self.observed = Observed()
+
+    def observe(self, _config: Config) -> Observed:
+        """Return what a test says of this host."""
+        return self.observed
 
     def read(self, desired: Desired, *, learned: bool = False) -> Live:
         """Return what is ours, and what stands where `desired` wants something."""
