@@ -11,13 +11,19 @@ from lbd.reconcile import reconcile
 from lbd.testing import GATEWAYS_AT, FakeHost
 from strategies import ADDRESSES, RULES, routes
 
+# All that a file drawn asks for.
+SYSCTLS = (
+    *FORWARDING.values(),
+    *(f"net/ipv4/conf/{name}/{key}" for name in ("eth0", "eth1") for key in ("accept_local", "rp_filter")),
+)
+
 STATIC = 4  # RTPROT_STATIC: routes of an administrator
 
 
 @st.composite
 def hosts(draw):
     """A host with things that are not lbd's; some of them are just what a file may ask for."""
-    host = FakeHost({name: draw(st.sampled_from("01")) for name in FORWARDING.values()})
+    host = FakeHost({name: draw(st.sampled_from("01")) for name in SYSCTLS})
     # With another prefix than the file asks for, IPv6 would refuse for ever.
     at_hand = [Address(str(a.address), a.interface) for a in ADDRESSES if a.address.version == 4]
     host.addresses = dict.fromkeys(draw(st.lists(st.sampled_from(at_hand), max_size=2)), False)

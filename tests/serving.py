@@ -1,5 +1,6 @@
 """What tests of services share: servers of every protocol, and listen addresses that no host carries."""
 
+from lbd.host import netlink
 from lbd.lab.sctp import SctpServer
 from lbd.lab.servers import Server
 from running import VIP
@@ -34,3 +35,21 @@ def route(lab, *hosts):
 def bare(backends):
     """Backends without their ports."""
     return [backend.rpartition(":")[0] for backend in backends]
+
+
+# NFNL_SUBSYS_CTNETLINK and IPCTNL_MSG_CT_DELETE of linux/netfilter/nfnetlink_conntrack.h.
+DELETE_CONNECTIONS = 1 << 8 | 2
+
+
+def forget_connections(lab, host="director"):
+    """Have the kernel of a host forget all connections that it tracks."""
+    with lab.inside(host):
+        sock = netlink.connect()
+    with sock:
+        # Without any attribute it is all of them; the header is a struct nfgenmsg.
+        list(netlink.ask(sock, DELETE_CONNECTIONS, 0, bytes(4)))
+
+
+def connections(lab, host="director"):
+    """How many connections the kernel of a host tracks."""
+    return int(lab.sysctl(host, "net.netfilter.nf_conntrack_count"))

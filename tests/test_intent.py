@@ -6,6 +6,7 @@ import os
 import pytest
 
 from lbd.core import entry
+from lbd.core.observed import Observed
 from lbd.host.store import Store
 from lbd.intent import SECOND_LOOK, Intent
 
@@ -125,14 +126,28 @@ def test_vanished_file_is_refused_and_changes_nothing(intent, file):
 def test_only_words_changed_is_the_same_wish(intent, file):
     file.write_text(ONE)
     intent.read(0, patient=False)
-    first = intent.now
+    first, wish = intent.now, intent.wish(Observed())
     file.write_text(f"# a comment\n{ONE}")
     intent.read(1, patient=False)
-    assert intent.now.desired is first.desired
+    assert intent.wish(Observed()) is wish
     assert intent.now.digest != first.digest
     file.write_text(TWO)
     intent.read(2, patient=False)
-    assert intent.now.desired is not first.desired
+    assert intent.wish(Observed()) is not wish
+
+
+def test_only_what_is_observed_and_asked_for_is_another_wish_and_news(intent, file):
+    file.write_text(ONE.replace('["10.0.0.1"]', '[{ address = "10.0.0.1", max_connections = 1 }]'))
+    intent.read(0, patient=False)
+    wish = intent.wish(Observed())
+    assert intent.news() == ()
+    # A share is for other schedulers.
+    assert intent.wish(Observed(shares={("web", "10.0.0.1"): 7})) is wish
+    assert intent.news() == ()
+    assert intent.wish(Observed(full=frozenset({("web", "10.0.0.1")}))) != wish
+    (news,) = intent.news()
+    assert "as many connections as it may" in news
+    assert intent.news() == ()
 
 
 def test_drop_in_is_part_of_the_file(intent, file, tmp_path):
@@ -244,4 +259,19 @@ def test_last_good_file_is_what_was_written(intent, file, tmp_path):
     intent.read(0, patient=False)
     intent.keep()
     kept = json.loads((tmp_path / "state" / "last-good.json").read_text())
-    assert kept["body"] == [{"path": str(file), "text": f"# by hand\n{ONE}"}]
+    assert kept["body"] == [{"path": str(file), "text": f"# by hand\n{ONE}", "kind": "toml"}]
+
+
+def test_lists_are_kept_with_the_file(intent, file, tmp_path):
+    listed = tmp_path / "office.txt"
+    listed.write_text("203.0.113.0/24\n")
+    file.write_text(f'{ONE}allow = [{{ file = "office.txt" }}]\n')
+    intent.read(0, patient=False)
+    assert listed in intent.watched
+    intent.keep()
+    file.write_text(BAD)
+    listed.unlink()
+    later = restarted(intent)
+    assert ids(later.read(0, patient=False)) == [entry.REFUSED]
+    (allowed,) = later.now.config.services[0].allow.files
+    assert list(map(str, allowed.prefixes)) == ["203.0.113.0/24"]

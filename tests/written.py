@@ -27,6 +27,7 @@ def toml(config):
             log_target=director.log_target,
             log_group=director.log_group,
             mark_mask=director.mark_mask,
+            devices=list(director.devices),
         )
     ]
     blocks += map(_service, config.services)
@@ -82,6 +83,7 @@ def _service(service):
         limits=_limits(service.limits),
         when_empty=service.when_empty,
         sorry_server=list(map(str, service.sorry)) or None,
+        offload=service.offload,
         log=service.log,
         ssh=service.ssh,
         backends=list(map(_backend, service.backends)),

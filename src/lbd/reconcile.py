@@ -114,7 +114,7 @@ def _reconcile(host: Host, desired: Desired, *, learned: bool) -> Outcome:
     run = _Run(host)
     run.each(todo.before)
     # What the old rules need stays until the new ones are in place.
-    swapped = run.transaction(todo.swap)
+    swapped = run.transaction(todo.prepare) and run.transaction(todo.swap)
     if swapped:
         run.transaction(todo.collect)
         run.each(todo.after)

@@ -148,10 +148,10 @@ def test_what_the_rules_need_comes_before_and_goes_after():
     plan = diff(Live(sysctls={FORWARD: "0"}), want)
     assert list(plan.before) == [
         Remember(Memory(sysctls={FORWARD: "0"})),
+        SetSysctl(FORWARD, "1"),
         AddAddress(address),
         AddRoute(ROUTE),
         AddPolicyRule(rule),
-        SetSysctl(FORWARD, "1"),
     ]
     assert plan.swap[0] == AddTable()
     assert not plan.after
@@ -168,10 +168,10 @@ def test_what_the_rules_need_comes_before_and_goes_after():
     assert back.swap == (DeleteTable(),)
     assert not back.before
     assert list(back.after) == [
-        SetSysctl(FORWARD, "0"),
         DeletePolicyRule(rule),
         DeleteRoute(ROUTE),
         DeleteAddress(address),
+        SetSysctl(FORWARD, "0"),
         Remember(Memory()),
     ]
 

@@ -152,32 +152,37 @@ def test_no_text_of_the_file_is_a_name():
 
 GOES = re.compile(r"\b(?:goto|jump) ([\w-]+)")
 NAMED = re.compile(r"@(\w+)")
-PICKS = re.compile(r" mod (\d+)(?: seed \w+)? map @((?:slots|hosts)_\w+)")
+PICKS = re.compile(r" mod (\d+)(?: seed \w+)? map @((?:slots|hosts|ends)_\w+)")
 SHIFTS = re.compile(r" map @(ports_\w+)")
 
 
 @settings(max_examples=200, deadline=None)
 @given(desireds())
 def test_program_has_no_loose_end(wish):
-    table = wish.table
+    _has_no_loose_end(wish.table, idle={"refuse_drop", "refuse_reject"})
+    if wish.ingress:
+        _has_no_loose_end(wish.ingress, idle=set())
+        assert not wish.ingress.learned
+
+
+def _has_no_loose_end(table, idle):
     assert table.maps.keys() == table.elements.keys()
     rules = [rule for chain in table.chains.values() for rule in chain.rules]
-    assert {name for rule in rules for name in NAMED.findall(rule)} == table.maps.keys()
+    named = {name for rule in rules for name in NAMED.findall(rule)}
+    assert named == table.maps.keys() | table.flowtables.keys()
 
     held = {name for name, shape in table.maps.items() if shape.data == "verdict"}
     verdicts = [data for name in held for data in table.elements[name].values()]
     assert all(re.fullmatch(r"(goto|jump) [\w-]+", verdict) for verdict in verdicts)
     goals = {goal for text in (*rules, *verdicts) for goal in GOES.findall(text)}
-    idle = {"refuse_drop", "refuse_reject"}
     assert goals | idle == {name for name, chain in table.chains.items() if chain.hook is None}
 
     limited = [name for name, shape in table.maps.items() if shape.data == "limit"]
     assert {data for name in limited for data in table.elements[name].values()} == table.limits.keys()
     for each in table.learned:
         # Otherwise every note would be taken for a wrong one, and forgotten.
-        assert all(
-            data.count(" . ") == len(each.maps) - 1 for known in each.allowed.values() for data in known
-        )
+        known = {data for allowed in each.allowed.values() for data in allowed}
+        assert all(data.count(" . ") == len(each.maps) - 1 for data in known)
     told = {name for each in table.learned for name in each.maps}
     noting = {name for name, shape in table.maps.items() if shape.learned and shape.data}
     assert told == noting
@@ -192,25 +197,33 @@ def test_program_has_no_loose_end(wish):
 @given(desireds())
 def test_every_service_has_every_slot(wish):
     """A slot that is not there would drop a share of the connections, and nobody would be told."""
-    table = wish.table
-    for name, shape in table.maps.items():
-        if not name.startswith("services"):
-            continue
-        ends = name.removeprefix("services")
-        for key, verdict in table.elements[name].items():
-            chain = verdict.removeprefix("goto ")
-            if chain == f"guard{ends}":
-                assert table.chains[chain].rules[-1] == f"goto limited{ends}"
-                chain = table.elements[f"schedule{ends}"][key].removeprefix("goto ")
-            if not chain.startswith("refuse"):
-                words = zip(shape.key, key.split(" . "), strict=True)
-                begin = [word for kind, word in words if kind != "inet_proto"]
-                _has_every_slot(table, begin, table.chains[chain].rules)
+    for table in (wish.table, *([wish.ingress] if wish.ingress else ())):
+        for name, shape in table.maps.items():
+            for key, verdict in table.elements[name].items() if name.startswith("services") else ():
+                chain = _class(table, name.removeprefix("services"), key, verdict)
+                if not chain.startswith("refuse"):
+                    words = zip(shape.key, key.split(" . "), strict=True)
+                    # Protocol and interface are in the name of the map of slots.
+                    begin = [word for kind, word in words if kind not in ("inet_proto", "ifname")]
+                    _has_every_slot(table, begin, chain)
 
 
-def _has_every_slot(table, begin, rules):
-    assert rules[-1] == "drop"
-    picking = rules[-2]
+def _class(table, ends, key, verdict):
+    """The chain that picks a backend for a service, or that refuses its connections."""
+    chain = verdict.removeprefix("goto ")
+    if chain == f"guard{ends}":
+        assert table.chains[chain].rules[-1] == f"goto limited{ends}"
+        chain = table.elements[f"schedule{ends}"][key].removeprefix("goto ")
+    return chain
+
+
+def _has_every_slot(table, begin, chain):
+    *_, picking, last = ("", *table.chains[chain].rules)
+    if last.startswith("goto refuse_"):
+        # There is nobody for new clients.
+        assert not PICKS.search(picking)
+        return
+    assert last == "drop"
     count, slots = PICKS.search(picking).groups()
     held = table.elements[slots]
     assert all(" . ".join([*begin, str(index)]) in held for index in range(int(count)))

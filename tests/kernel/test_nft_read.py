@@ -4,7 +4,6 @@ import pytest
 
 from lbd.core.config import parse
 from lbd.core.desired import desired
-from lbd.core.program import SCHEMA
 from lbd.core.source import Source
 from lbd.host import netlink, nft_read
 from lbd.host.director import Director
@@ -33,6 +32,7 @@ FILE = "\n".join(
     )
 )
 WISH = desired(parse(Source("lbd.toml", FILE)))
+SCHEMA = WISH.table.maps
 
 # What somebody may put into the table, in the words of nft.
 FOREIGN = {
@@ -60,19 +60,19 @@ FOREIGN = {
     'add chain inet lbd c { type filter hook ingress device "eth0" priority 0; }',
     "a chain with a comment": 'add chain inet lbd x { comment "mine"; };'
     'add rule inet lbd x counter comment "too"',
-    "a set in the place of a map": "flush chain inet lbd prerouting; delete map inet lbd services4;"
+    "a set in the place of a map": "flush chain inet lbd services; delete map inet lbd services4;"
     "add set inet lbd services4 { type ipv4_addr; }; add element inet lbd services4 { 192.0.2.1 }",
-    "one of our maps with intervals": "flush chain inet lbd prerouting; delete map inet lbd services4;"
+    "one of our maps with intervals": "flush chain inet lbd services; delete map inet lbd services4;"
     "add map inet lbd services4 { type ipv4_addr . inet_proto . inet_service : verdict; flags interval; };"
     "add element inet lbd services4 { 192.0.2.0/24 . tcp . 80-90 : drop }",
-    "one of our maps that times out": "flush chain inet lbd prerouting; delete map inet lbd services4;"
+    "one of our maps that times out": "flush chain inet lbd services; delete map inet lbd services4;"
     "add map inet lbd services4 { type ipv4_addr . inet_proto . inet_service : verdict; timeout 1h; };"
     "add element inet lbd services4 { 192.0.2.1 . tcp . 80 : drop }",
     "an element with a comment": "add element inet lbd services4"
     ' { 192.0.2.1 . tcp . 80 comment "mine" : drop }',
     "a protocol without a name": "add element inet lbd services4 { 192.0.2.1 . sctp . 1 : continue }",
     "an element for all other keys": "add element inet lbd services4 { * : drop };"
-    "add element inet lbd services_if6 { * : drop }; add element inet lbd masquerade4 { * }",
+    "add element inet lbd services_if6 { * : drop }; add element inet lbd log_path4 { * }",
 }
 
 

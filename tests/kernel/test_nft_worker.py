@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from lbd.core.ops import AddChain, AddElements, AddMap, AddTable, DeleteElements, DeleteTable
-from lbd.core.program import SCHEMA
 from lbd.core.state import Map
 from lbd.host import netlink, nft_read
 from lbd.host.nft import Nft
@@ -23,8 +22,14 @@ from running import alive
 
 pytestmark = pytest.mark.kernel
 
-SLOTS = SCHEMA["slots_tcp4"]
-LARGE = Map(SLOTS.key, SLOTS.data, 1 << 17, SLOTS.counter, SLOTS.typeof)
+LARGE = Map(
+    ("ipv4_addr", "inet_service", "index"),
+    ("ipv4_addr", "inet_service"),
+    1 << 17,
+    counter=True,
+    typeof="ip daddr . tcp dport . numgen inc mod 65536 : ip daddr . tcp dport",
+)
+SCHEMA = {"slots_tcp4": LARGE}
 FIRST = [AddTable(), AddMap("slots_tcp4", LARGE)]
 
 
@@ -50,17 +55,17 @@ def elements(count, backend=1):
 def test_a_hanging_worker_is_given_up_at_its_deadline_and_replaced(lost):
     with inside():
         door = Nft(deadline=0.3, lost=lost.append)
-        door.read()
+        door.read(SCHEMA)
         first = door.pid
         os.kill(first, signal.SIGSTOP)
         start = time.monotonic()
         with pytest.raises(RefusedError, match="the worker process did not answer in time during 'read'"):
-            door.read()
+            door.read(SCHEMA)
         assert 0.25 < time.monotonic() - start < 2.0
         assert lost == [f"the nftables worker (pid {first}) did not answer in time"]
         assert not alive(first)
         door.deadline = 5.0
-        assert door.read()[0] is None
+        assert door.read(SCHEMA)[0] is None
         assert door.pid != first
         door.close()
 
@@ -72,14 +77,14 @@ def test_a_worker_that_cannot_be_started_is_a_refusal(monkeypatch):
     with inside(), monkeypatch.context() as patch:
         patch.setattr(subprocess, "Popen", full)
         with pytest.raises(RefusedError, match="no worker process can be started: Too many open files"):
-            Nft().read()
+            Nft().read(SCHEMA)
 
 
 def test_a_worker_that_died_is_replaced(door, lost):
     door.commit([elements(3)])
     first = door.pid
     os.kill(first, signal.SIGKILL)
-    assert len(door.read()[0].elements["slots_tcp4"]) == 3
+    assert len(door.read(SCHEMA)[0].elements["slots_tcp4"]) == 3
     assert lost == [f"the nftables worker (pid {first}) ended"]
     assert door.pid != first
     assert not Path(f"/proc/{first}").exists()
@@ -90,14 +95,14 @@ def test_a_worker_that_died_in_a_commit_leaves_all_or_nothing(door, lost):
     seen = set()
     # Loading takes some 0.3 s: from before the first byte to after the last.
     for delay in (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8):
-        door.read()
+        door.read(SCHEMA)
         victim, before = door.pid, generation()
         killer = threading.Timer(delay, os.kill, (victim, signal.SIGKILL))
         killer.start()
         with suppress(RefusedError):
             door.commit([many])
         killer.join()
-        count = len(door.read()[0].elements["slots_tcp4"])
+        count = len(door.read(SCHEMA)[0].elements["slots_tcp4"])
         assert count in (0, len(many.items))
         assert generation() == before + (count > 0)
         seen.add(count)
@@ -114,33 +119,33 @@ def generation():
 
 def test_a_refusal_tells_the_reason_and_the_line_and_costs_no_worker(door, lost):
     worker = door.pid
-    wrong = AddElements("nope", SLOTS, (("192.0.2.1 . 80 . 0", "10.0.0.1 . 80"),))
+    wrong = AddElements("nope", LARGE, (("192.0.2.1 . 80 . 0", "10.0.0.1 . 80"),))
     with pytest.raises(RefusedError) as refused:
         door.commit([AddChain("one"), wrong])
     assert "No such file or directory" in str(refused.value)
     assert "add element inet lbd nope" in str(refused.value)
     assert not refused.value.permission
-    assert "one" not in door.read()[0].chains
+    assert "one" not in door.read(SCHEMA)[0].chains
     assert (door.pid, lost) == (worker, [])
 
 
 def test_a_commit_is_known_by_its_generation(door):
     assert door.commit([elements(1)]) == generation()
-    assert door.read()[1] == generation()
+    assert door.read(SCHEMA)[1] == generation()
 
 
 def test_close_ends_the_worker_and_another_starts_when_asked(door):
     first = door.pid
     door.close()
     assert not alive(first)
-    assert door.read()[0] is not None
+    assert door.read(SCHEMA)[0] is not None
     assert door.pid != first
 
 
 def test_close_does_not_wait_for_ever_for_a_hanging_worker():
     with inside():
         door = Nft(deadline=0.3)
-        door.read()
+        door.read(SCHEMA)
         worker = door.pid
         os.kill(worker, signal.SIGSTOP)
         start = time.monotonic()
@@ -152,7 +157,7 @@ def test_close_does_not_wait_for_ever_for_a_hanging_worker():
 def test_a_worker_ends_with_the_process_that_it_works_for():
     with inside():
         door = Nft()
-        door.read()
+        door.read(SCHEMA)
         worker = door.pid
         # What the kernel does with the sockets of a process that was killed.
         door._sock.close()
@@ -162,6 +167,6 @@ def test_a_worker_ends_with_the_process_that_it_works_for():
 
 def test_a_commit_larger_than_any_socket_buffer_fits(door):
     door.commit([elements(50_000)])
-    assert len(door.read()[0].elements["slots_tcp4"]) == 50_000
+    assert len(door.read(SCHEMA)[0].elements["slots_tcp4"]) == 50_000
     door.commit([DeleteTable()])
-    assert door.read()[0] is None
+    assert door.read(SCHEMA)[0] is None

@@ -101,12 +101,14 @@ def _sets(draft: Draft, files: tuple[PrefixFile, ...], reading: Reading) -> list
     """Have a set for each file, also for one with no prefix of the family, and return their names."""
     names = []
     for file in files:
-        name = f"list_{blake2b(file.path.encode(errors='surrogateescape'), digest_size=6).hexdigest()}"
-        name += f"_{reading.family}"
-        shape = Map((address_type(reading.family),), (), 0, interval=True)
+        prefixes = _of(reading, file.prefixes)
+        # Named by what is in it: another list is another set, which is filled before a rule names it. Taking
+        # prefixes out of one is slow, and a set that is emptied and filled again is empty for a moment.
+        content = "\n".join((file.path, *prefixes)).encode(errors="surrogateescape")
+        name = f"list_{blake2b(content, digest_size=6).hexdigest()}_{reading.family}"
         if name not in draft.maps:
-            draft.declare(name, shape)
-            draft.elements[name] = dict.fromkeys(_of(reading, file.prefixes), "")
+            draft.declare(name, Map((address_type(reading.family),), (), 0, interval=True))
+            draft.elements[name] = dict.fromkeys(prefixes, "")
         names.append(name)
     return names
 

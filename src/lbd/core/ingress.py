@@ -143,7 +143,8 @@ class _Builder:
         for target in sorted(virtual.stay, key=lambda target: target.element):
             number = self._number(reading, listen)
             self.draft.put(f"replies_{protocol}{family}", replies, target.element, number)
-            self._number(reading, target)
+            for known, end in ((number, listen), (self._number(reading, target), target)):
+                self.draft.put("port", Map(("mark",), ("inet_service",), 0), known, str(end.ports))
             self._let_replies_in(self.links[target.address].interface, family)
         self.replies.add((protocol, family))
         self.draft.chain(f"request_{protocol}{family}", *_rewritten(protocol, family, "d"), "drop")
@@ -181,7 +182,6 @@ class _Builder:
         self.draft.put(
             f"address{family}", Map(("mark",), (address_type(family),), 0), number_of, target.address
         )
-        self.draft.put("port", Map(("mark",), ("inet_service",), 0), number_of, str(target.ports))
         return number_of
 
     def _let_replies_in(self, interface: str, family: Family) -> None:

@@ -64,12 +64,15 @@ TAKEN_OUT_MOST = 50
 class Plan:
     """What is to be done, in order; `unsafe` says what is left out, and why, and `lacking` see Desired.
 
-    `swap`, `collect` and each of `forget` are one nftables transaction. `collect` removes what nothing
+    `prepare`, `swap`, `collect` and each of `forget` are one nftables transaction. `prepare` fills sets that no
+    rule names yet: the kernel looks into a set of ranges only at the end of the transaction that fills it, and
+    rules of the same one would find it empty for some milliseconds. `collect` removes what nothing
     refers to any more: before Linux 6.2 a chain cannot go in the transaction that drops its last reference.
     `forget` is what packets have noted and is not true any more; it may go by itself in the same moment.
     """
 
     before: tuple[HostOp, ...] = ()
+    prepare: tuple[NftOp, ...] = ()
     swap: tuple[NftOp, ...] = ()
     collect: tuple[NftOp, ...] = ()
     forget: tuple[DeleteElements, ...] = ()
@@ -79,11 +82,11 @@ class Plan:
 
     def __bool__(self) -> bool:
         """Tell whether there is anything to do."""
-        return bool(self.before or self.swap or self.collect or self.forget or self.after)
+        return bool(self.before or self.prepare or self.swap or self.collect or self.forget or self.after)
 
     def lines(self) -> tuple[str, ...]:
         """Return every operation as one line, in the order they are applied."""
-        ops = (*self.before, *self.swap, *self.collect, *self.forget, *self.after)
+        ops = (*self.before, *self.prepare, *self.swap, *self.collect, *self.forget, *self.after)
         return tuple(map(str, ops))
 
 
@@ -97,11 +100,13 @@ def diff(live: Live, desired: Desired) -> Plan:
     """Return the plan that leads from `live` to `desired`. Empty when they agree."""
     grow, shrink, unsafe = _Net(live, desired).ops()
     swap, collect = _Table("inet", live.table, live.memory).ops(desired.table)
+    prepare, swap = _prepared(live.table, swap)
     at_ingress = _Table("netdev", live.ingress, live.memory)
     more, later = at_ingress.ops(desired.ingress) if desired.ingress else at_ingress.gone()
     forget = tuple(_untrue(live.table, desired.table)) if live.table else ()
     return Plan(
         tuple(grow),
+        tuple(prepare),
         (*swap, *more),
         (*collect, *later),
         forget,
@@ -109,6 +114,19 @@ def diff(live: Live, desired: Desired) -> Plan:
         (*unsafe, *desired.unsafe),
         desired.lacking,
     )
+
+
+def _prepared(live: LiveTable | None, swap: list[NftOp]) -> tuple[list[NftOp], list[NftOp]]:
+    """Part what fills new sets of ranges from the rest of a transaction."""
+    if live is None or live.beyond_repair:
+        return [], swap
+    names = {
+        op.name
+        for op in swap
+        if isinstance(op, AddMap) and op.map.interval and not op.map.data and op.name not in live.maps
+    }
+    prepare = [op for op in swap if isinstance(op, AddMap | AddElements) and op.name in names]
+    return prepare, [op for op in swap if not (isinstance(op, AddMap | AddElements) and op.name in names)]
 
 
 def removal(live: Live) -> Plan:
@@ -255,12 +273,13 @@ class _Net:
             # What was there is written down before it is changed, or a crash would lose it.
             grow.insert(0, Remember(held))
 
-        shrink: list[HostOp] = list(self._release_sysctls())
-        shrink += [
+        shrink: list[HostOp] = [
             DeletePolicyRule(rule) for rule, ours in live.rules.items() if ours and rule not in want.rules
         ]
         shrink += self._drop_routes()
         shrink += [DeleteAddress(address) for address in gone if address not in first]
+        # And last: it stays silent for as long as it has it.
+        shrink += self._release_sysctls()
         left = replace(live.memory, sysctls=dict(self.sysctls), routes=dict(self.routes))
         if left != held:
             shrink.append(Remember(left))

@@ -100,9 +100,21 @@ def _add(draft: Draft, virtual: Virtual, reading: Reading, salt: int) -> None:
     if service.limits.synproxy and virtual.targets:
         synproxy.add(draft, virtual, reading)
     if service.log != "off":
-        types = reading.shape.types(reading.family, reading.shape.fields)
-        logged = Map(types, (), 0, interval=reading.shape.interval)
-        draft.put(f"log_{service.log}{common(reading)}", logged, key)
+        shown = _shown(reading)
+        types = shown.shape.types(reading.family, shown.shape.fields)
+        logged = Map(types, (), 0, interval=shown.shape.interval)
+        where = replace(virtual.where, interface=virtual.where.interface * shown.shape.interface)
+        draft.put(f"log_{service.log}{common(shown)}", logged, where.key)
+
+
+def _shown(reading: Reading) -> Reading:
+    """Return by which fields packets are shown: replies do not enter where requests do.
+
+    Where there is no address, the interface (or the mark) is all that tells a service's packets from others,
+    and only requests have it.
+    """
+    shape = reading.shape
+    return replace(reading, shape=replace(shape, interface=shape.interface and not shape.address))
 
 
 def _neighbours(draft: Draft, around: Surroundings) -> None:
@@ -145,7 +157,7 @@ def _log(draft: Draft, used: Sequence[Reading], log_to: LogTo) -> None:
         action = f'log prefix "{prefix}" '
         action += f"group {log_to.group}" if log_to.target == "nflog" else "level debug"
         rules = []
-        for reading in used:
+        for reading in dict.fromkeys(map(_shown, used)):
             match, key = reading.original_guard, reading.original
             if f"log_path{common(reading)}" in draft.maps:
                 rules.append(f"{match}{key} @log_path{common(reading)} {LOG_RATE} {action}")

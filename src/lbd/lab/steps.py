@@ -259,7 +259,7 @@ class Steps:
             tell.command("director", f"nft list chain inet lbd {chain}")
             said = self.lab.run("director", ["nft", "list", "chain", "inet", "lbd", chain]).stdout
             lines = [line.strip() for line in said.splitlines()]
-            shown = [line for line in lines if line.startswith(("type filter", "meta l4proto tcp"))]
+            shown = [line for line in lines if line.startswith(("type filter", "meta l4proto {"))]
             tell.output(shown)
             text = " ".join(shown)
             _must(

@@ -8,12 +8,13 @@ from fractions import Fraction
 
 from lbd.core.state import Table
 from lbd.core.trace.elements import Elements
-from lbd.core.trace.fields import hashed, value
+from lbd.core.trace.fields import hashed, value, written
 from lbd.core.trace.flow import Facts, Flow, Noted
 from lbd.core.trace.rule import (
     Branch,
     Choice,
     Field,
+    Forward,
     Hash,
     Is,
     Key,
@@ -22,6 +23,7 @@ from lbd.core.trace.rule import (
     Note,
     Plain,
     Quota,
+    Set,
     Statement,
     Term,
     Translate,
@@ -54,6 +56,11 @@ class Effects:
                 yield self._note(statement, flow)
             case Translate():
                 yield from self._translate(statement, flow)
+            case Set(name, to):
+                for data, f in self._either(to, flow):
+                    yield (f, MISS, "") if data is None else _set(name, data, f)
+            case Forward():
+                yield from self._forward(statement, flow)
             case Plain():
                 yield _plain(statement, flow)
             case _:
@@ -95,6 +102,18 @@ class Effects:
                     address, _, port = target.partition(" . ")
                     to = f"{nat.kind} to {address}" + (f" . {port or ports}" if port or ports else "")
                     yield _translated(nat.kind, address, port or ports, g), "accept", to
+
+    def _forward(self, forward: Forward, flow: Flow) -> Iterator[Effect]:
+        if forward.family != flow.now.family:
+            yield flow, MISS, ""
+            return
+        for neighbour, f in self._data(forward.address, flow):
+            for device, g in self._data(forward.device, f):
+                if neighbour is None or device is None:
+                    yield g, MISS, ""
+                else:
+                    to = replace(g, neighbour=neighbour, device=int(device))
+                    yield to, "forwarded", f"fwd to {neighbour} by interface {device}"
 
     def _either(self, wanted: Lookup | str, flow: Flow) -> Iterator[tuple[str | None, Flow]]:
         if isinstance(wanted, str):
@@ -169,6 +188,17 @@ def _translated(kind: str, address: str, ports: str, flow: Flow) -> Flow:
         return replace(flow, source=address, source_ports=ports, now=replace(flow.now, source=address))
     port = int(ports) if ports else flow.now.destination_port
     return replace(flow, translated=True, now=replace(flow.now, destination=address, destination_port=port))
+
+
+def _set(name: str, text: str, flow: Flow) -> Effect:
+    now = written(name, text, flow.now)
+    if now is None:
+        return flow, MISS, ""
+    if name.endswith("saddr"):
+        flow = replace(flow, source=text)
+    elif name.endswith("sport"):
+        flow = replace(flow, source_ports=text)
+    return replace(flow, now=now, rewritten=flow.rewritten or name != "meta mark"), ON, f"{name} set {text}"
 
 
 def _plain(plain: Plain, flow: Flow) -> Effect:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Literal
 
@@ -26,7 +26,9 @@ class Packet:
     """A packet: addresses in normal form, ports 0 where the protocol has none.
 
     `protocol` is one of NUMBERS or a number as text. `interface` is where it came in, "" for one of the
-    director's own, and `out` where it leaves, "" until that is known. `flags` are those of TCP.
+    director's own, and `out` where it leaves, "" until that is known. `mark` is as the first rule that asks
+    for it finds it. `flags` are those of TCP; `checksum` is whether it has one, which UDP may go without.
+    A packet with the tag of a VLAN is seen by the VLAN's own interface, without the tag.
     """
 
     protocol: str
@@ -38,6 +40,7 @@ class Packet:
     out: str = ""
     mark: int = 0
     flags: frozenset[str] = frozenset({"syn"})
+    checksum: bool = True
 
     @property
     def family(self) -> Literal[4, 6]:
@@ -57,6 +60,8 @@ def value(field: Field, packet: Packet) -> str | None:
         case ["ip" | "ip6" as family, end]:
             address = packet.source if end == "saddr" else packet.destination
             return _masked(address, field.mask) if family == packet.word else None
+        case ["udp", "checksum"]:
+            return "0" if packet.protocol == "udp" and not packet.checksum else None
         case ["th" | "tcp" | "udp" | "sctp" as protocol, end]:
             port = packet.source_port if end == "sport" else packet.destination_port
             return str(port) if packet.protocol in (TRANSPORTS if protocol == "th" else (protocol,)) else None
@@ -65,10 +70,30 @@ def value(field: Field, packet: Packet) -> str | None:
     return _meta(field, packet)
 
 
+def written(name: str, text: str, packet: Packet) -> Packet | None:
+    """Return a packet with another value of a field, None if it has none such."""
+    if name == "meta mark":
+        return replace(packet, mark=int(text, 0))
+    if value(Field(name), packet) is None:
+        return None
+    match name.rpartition(" ")[2]:
+        case "saddr":
+            return replace(packet, source=text)
+        case "daddr":
+            return replace(packet, destination=text)
+        case "sport":
+            return replace(packet, source_port=int(text))
+        case "dport":
+            return replace(packet, destination_port=int(text))
+    raise ValueError(f"a field that cannot be set: {name}")
+
+
 def _meta(field: Field, packet: Packet) -> str:
     match field.name:
         case "meta mark":
             return f"{packet.mark & int(field.mask or 0xFFFFFFFF):#010x}"
+        case "ether type":
+            return packet.word
         case "meta l4proto":
             return packet.protocol
         case "meta nfproto":

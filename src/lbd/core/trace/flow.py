@@ -10,8 +10,9 @@ from typing import Literal
 
 from lbd.core.trace.fields import Packet
 
-# "reset" and "unreachable" are the two ways to refuse. "accept": no rule had a say.
-Ending = Literal["dnat", "drop", "reset", "unreachable", "accept", "synproxy"]
+# "reset" and "unreachable" are the two ways to refuse. "accept": no rule had a say. "forwarded" is sent on to
+# a neighbour as it came, "rewritten" goes on with other ends and without a connection.
+Ending = Literal["dnat", "drop", "reset", "unreachable", "accept", "synproxy", "forwarded", "rewritten"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Outcome:
 
     `destination` and `port` are where it goes, as translated or as it came. `source` is what takes the place
     of the source address: "" for nothing, an address, or "masquerade"; `source_ports` is "" for the kernel's
-    choice.
+    choice. `neighbour` and `device`, the index of an interface, are where "forwarded" sends it.
     """
 
     verdict: Ending
@@ -72,6 +73,8 @@ class Outcome:
     noted: tuple[Noted, ...]
     steps: tuple[Step, ...]
     share: Fraction
+    neighbour: str = ""
+    device: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,8 @@ class Flow:
     """A packet as it is now and as it came, in `share` of the cases.
 
     `connection` is conntrack's word for it, "" before conntrack has seen it. The destination is translated
-    once or never: `settled` says that this is over, `translated` that it was done.
+    once or never: `settled` says that this is over, `translated` that it was done. `rewritten`: packet by
+    packet, and what came is for conntrack what was made of it.
     """
 
     now: Packet
@@ -88,9 +92,12 @@ class Flow:
     connection: str = ""
     settled: bool = False
     translated: bool = False
+    rewritten: bool = False
     ending: Ending | None = None
     source: str = ""
     source_ports: str = ""
+    neighbour: str = ""
+    device: int = 0
     noted: tuple[Noted, ...] = ()
     steps: tuple[Step, ...] = ()
 
@@ -104,7 +111,7 @@ class Flow:
     def outcome(self) -> Outcome:
         """Return how it ended, once it has passed the last hook."""
         return Outcome(
-            verdict=self.ending or ("dnat" if self.translated else "accept"),
+            verdict=self.ending or self._passed,
             destination=self.now.destination,
             port=self.now.destination_port,
             source=self.source,
@@ -112,7 +119,13 @@ class Flow:
             noted=self.noted,
             steps=self.steps,
             share=self.share,
+            neighbour=self.neighbour,
+            device=self.device,
         )
+
+    @property
+    def _passed(self) -> Ending:
+        return "dnat" if self.translated else "rewritten" if self.rewritten else "accept"
 
     def step(self, chain: str, rule: str, did: str) -> Flow:
         """Return it with a rule more behind it."""

@@ -1,6 +1,6 @@
 """What a rule does, as values: its statements in order, each with the keys and maps it asks.
 
-core/rule_text makes them of nft's text, core/trace follows them.
+core/trace/text makes them of nft's text, core/trace/effect does them.
 """
 
 from __future__ import annotations
@@ -103,6 +103,23 @@ class Translate:
 
 
 @dataclass(frozen=True, slots=True)
+class Set:
+    """`FIELD set VALUE`: writes into the packet. A lookup that finds nothing ends the rule."""
+
+    field: str
+    value: Lookup | str
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """`fwd ip|ip6 to ADDRESS device INDEX`: on to a neighbour, past all hooks that follow."""
+
+    family: int
+    address: Lookup
+    device: Lookup
+
+
+@dataclass(frozen=True, slots=True)
 class Plain:
     """Something without arguments that matter here.
 
@@ -119,4 +136,4 @@ class Verdict:
     text: str
 
 
-Statement = Member | Is | Branch | Quota | Note | Translate | Plain | Verdict
+Statement = Member | Is | Branch | Quota | Note | Translate | Set | Forward | Plain | Verdict

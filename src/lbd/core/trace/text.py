@@ -1,4 +1,4 @@
-"""The text of a rule to values: what core/program says to nft, read back so that core/trace can follow it.
+"""The text of a rule to values: what the program says to nft, read back so that core/trace can follow it.
 
 Only the constructs that the program uses are known. Anything else raises ValueError: a rule that is half
 understood would make a trace that lies.
@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from ipaddress import ip_address
 from typing import Literal
 
 from lbd.core.trace.rule import (
     Branch,
     Choice,
     Field,
+    Forward,
     Hash,
     Is,
     Key,
@@ -24,11 +24,13 @@ from lbd.core.trace.rule import (
     Note,
     Plain,
     Quota,
+    Set,
     Statement,
     Term,
     Translate,
     Verdict,
 )
+from lbd.core.trace.words import CHAIN, Words
 
 # Fields of a packet and its connection, as nft calls them.
 _FIELDS = (
@@ -48,6 +50,12 @@ _FIELDS = (
     ("ct", "original", "proto-dst"),
 )
 MASKED = ("ip saddr", "ip6 saddr", "meta mark")
+_WRITTEN = (
+    *(f"{family} {end}" for family in ("ip", "ip6") for end in ("saddr", "daddr")),
+    *(f"{protocol} {port}" for protocol in ("tcp", "udp") for port in ("sport", "dport")),
+)
+# Bits of the transport header, as offset and length.
+_PORT_AT: Mapping[int, str] = {0: "th sport", 16: "th dport"}
 
 # What a field or condition may be compared with in the rule itself.
 _LITERALS: Mapping[str, frozenset[str]] = {
@@ -57,13 +65,11 @@ _LITERALS: Mapping[str, frozenset[str]] = {
     "ct status": frozenset({"dnat"}),
     "fib saddr type": frozenset({"local"}),
     "fib daddr type": frozenset({"local"}),
+    "ether type": frozenset({"vlan"}),
+    "udp checksum": frozenset({"0"}),
     "tcp flags & ( fin|syn|rst|ack ) ==": frozenset({"syn"}),
 }
 
-_TOKEN = re.compile(r'"[^"]*"|[{}(),]|[^\s{}(),"]+')
-_NAMED = re.compile(r"@([A-Za-z][\w-]*)")
-_CHAIN = re.compile(r"[A-Za-z][\w-]*")
-_NUMBER = re.compile(r"0x[0-9a-f]+|[0-9]+")
 _PORTS = re.compile(r"[0-9]+(-[0-9]+)?")
 # "192.0.2.1:1-2" and "[2001:db8::1]:1-2"; an address of IPv6 alone has no brackets.
 _WITH_PORTS = re.compile(r"(?:\[(?P<six>[^\]]+)\]|(?P<four>[^:]+)):(?P<ports>[0-9-]+)")
@@ -72,10 +78,10 @@ _WITH_PORTS = re.compile(r"(?:\[(?P<six>[^\]]+)\]|(?P<four>[^:]+)):(?P<ports>[0-
 @lru_cache(maxsize=4096)
 def parse(text: str) -> tuple[Statement, ...]:
     """Return what a rule does, in order. Raises ValueError for anything that is not known."""
-    words = _Words(text)
+    words = Words(text)
     found: list[Statement] = []
     while words.left:
-        if found and isinstance(found[-1], Verdict | Branch | Translate):
+        if found and isinstance(found[-1], Verdict | Branch | Translate | Forward):
             raise words.unknown()
         found.append(_statement(words))
     if not found:
@@ -86,61 +92,14 @@ def parse(text: str) -> tuple[Statement, ...]:
 @lru_cache(maxsize=4096)
 def verdict(text: str) -> Verdict:
     """Return the verdict that an element of a map has. Raises ValueError for anything else."""
-    words = _Words(text)
+    words = Words(text)
     found = _statement(words)
     if words.left or not isinstance(found, Verdict):
         raise words.unknown()
     return found
 
 
-class _Words:
-    """The words of a rule, taken from the front."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self.left = _TOKEN.findall(text)
-
-    def unknown(self) -> ValueError:
-        place = f"at {' '.join(self.left[:4])!r}" if self.left else "at its end"
-        return ValueError(f"a rule is not understood {place}: {self._text}")
-
-    def begins(self, *words: str) -> bool:
-        return tuple(self.left[: len(words)]) == words
-
-    def given(self, *words: str) -> bool:
-        """Take words if they come next."""
-        if not self.begins(*words):
-            return False
-        del self.left[: len(words)]
-        return True
-
-    def need(self, *words: str) -> None:
-        if not self.given(*words):
-            raise self.unknown()
-
-    def match(self, pattern: re.Pattern[str]) -> re.Match[str]:
-        found = pattern.fullmatch(self.left[0]) if self.left else None
-        if found is None:
-            raise self.unknown()
-        del self.left[0]
-        return found
-
-    def number(self) -> int:
-        return int(self.match(_NUMBER)[0], 0)
-
-    def name(self) -> str:
-        return self.match(_NAMED)[1]
-
-    def address(self) -> str:
-        try:
-            address = str(ip_address(self.left[0]))
-        except (ValueError, IndexError):
-            raise self.unknown() from None
-        del self.left[0]
-        return address
-
-
-def _statement(words: _Words) -> Statement:
+def _statement(words: Words) -> Statement:
     known = _BEGINNINGS.get(words.left[0])
     if known is not None:
         del words.left[0]
@@ -153,6 +112,8 @@ def _statement(words: _Words) -> Statement:
         return Branch(key, words.name())
     if words.left and words.left[0].startswith("@"):
         return Member(key, words.name())
+    if words.given("set"):
+        return _set(words, key)
     subject = key[0].name if len(key) == 1 and isinstance(key[0], Field) and not key[0].mask else ""
     if subject not in _LITERALS:
         raise words.unknown()
@@ -163,7 +124,7 @@ def _statement(words: _Words) -> Statement:
 _SINGLE = ("meta l4proto", "meta nfproto")
 
 
-def _values(words: _Words, allowed: frozenset[str]) -> frozenset[str]:
+def _values(words: Words, allowed: frozenset[str]) -> frozenset[str]:
     braces = words.given("{")
     found = set()
     while True:
@@ -177,14 +138,14 @@ def _values(words: _Words, allowed: frozenset[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def _key(words: _Words) -> Key:
+def _key(words: Words) -> Key:
     key = [_term(words)]
     while words.given("."):
         key.append(_term(words))
     return tuple(key)
 
 
-def _term(words: _Words) -> Term:
+def _term(words: Words) -> Term:
     if words.given("numgen", "random") or words.given("numgen", "inc"):
         words.need("mod")
         return Choice(words.number())
@@ -200,7 +161,7 @@ def _term(words: _Words) -> Term:
     return _field(words)
 
 
-def _field(words: _Words) -> Field:
+def _field(words: Words) -> Field:
     bracket = words.given("(")
     name = next((" ".join(field) for field in _FIELDS if words.given(*field)), None)
     if name is None:
@@ -215,7 +176,7 @@ def _field(words: _Words) -> Field:
     return Field(name, mask)
 
 
-def _lookup(words: _Words) -> Lookup:
+def _lookup(words: Words) -> Lookup:
     key = _key(words)
     words.need("map")
     if not words.given("{"):
@@ -230,8 +191,38 @@ def _lookup(words: _Words) -> Lookup:
     return Lookup(key, "", tuple(inline))
 
 
-def _translate(kind: Literal["dnat", "snat"]) -> Callable[[_Words], Statement]:
-    def read(words: _Words) -> Statement:
+def _set(words: Words, key: Key) -> Statement:
+    match key:
+        case (Field("meta mark", ""),):
+            simple = words.left and words.left[0].isdecimal()
+            return Set("meta mark", str(words.number()) if simple else _lookup(words))
+        case (Field(name, ""),) if name in _WRITTEN:
+            return Set(name, _lookup(words))
+    raise words.unknown()
+
+
+def _raw(words: Words) -> Statement:
+    words.need(",")
+    name = _PORT_AT.get(words.number())
+    if name is None:
+        raise words.unknown()
+    words.need(",", "16", "set")
+    return Set(name, _lookup(words))
+
+
+def _forward(words: Words) -> Statement:
+    family = 4 if words.given("ip") else 6 if words.given("ip6") else 0
+    words.need("to")
+    address = _lookup(words)
+    words.need("device")
+    device = _lookup(words)
+    if not family or address.inline or device.inline:
+        raise words.unknown()
+    return Forward(family, address, device)
+
+
+def _translate(kind: Literal["dnat", "snat"]) -> Callable[[Words], Statement]:
+    def read(words: Words) -> Statement:
         family = 4 if words.given("ip") else 6 if words.given("ip6") else 0
         words.need("to")
         if not family or not words.left:
@@ -250,14 +241,14 @@ def _translate(kind: Literal["dnat", "snat"]) -> Callable[[_Words], Statement]:
     return read
 
 
-def _rate(words: _Words) -> None:
+def _rate(words: Words) -> None:
     words.match(re.compile(r"[0-9]+/second"))
     words.need("burst")
     words.number()
     words.need("packets")
 
 
-def _limit(words: _Words) -> Statement:
+def _limit(words: Words) -> Statement:
     if words.given("rate"):
         _rate(words)
         return Plain("rate")
@@ -268,7 +259,7 @@ def _limit(words: _Words) -> Statement:
     return Quota(looked.key, looked.name)
 
 
-def _note(words: _Words) -> Statement:
+def _note(words: Words) -> Statement:
     name = words.name()
     words.need("{")
     key, data, limited, connections = _key(words), None, False, False
@@ -286,7 +277,7 @@ def _note(words: _Words) -> Statement:
     return Note(name, key, data, limited, connections)
 
 
-def _log(words: _Words) -> Statement:
+def _log(words: Words) -> Statement:
     words.need("prefix")
     words.match(re.compile(r'"[^"]*"'))
     if not words.given("level", "debug"):
@@ -295,28 +286,28 @@ def _log(words: _Words) -> Statement:
     return Plain("log")
 
 
-def _flow(words: _Words) -> Statement:
+def _flow(words: Words) -> Statement:
     words.need("add")
     words.name()
     return Plain("flow")
 
 
-def _synproxy(words: _Words) -> Statement:
+def _synproxy(words: Words) -> Statement:
     words.need("mss")
     words.number()
     return Plain("synproxy")
 
 
-def _reject(words: _Words) -> Statement:
+def _reject(words: Words) -> Statement:
     return Verdict("reset" if words.given("with", "tcp", "reset") else "unreachable")
 
 
-_BEGINNINGS: Mapping[str, Callable[[_Words], Statement]] = {
+_BEGINNINGS: Mapping[str, Callable[[Words], Statement]] = {
     "accept": lambda _: Verdict("accept"),
     "drop": lambda _: Verdict("drop"),
     "return": lambda _: Verdict("return"),
-    "goto": lambda words: Verdict(f"goto {words.match(_CHAIN)[0]}"),
-    "jump": lambda words: Verdict(f"jump {words.match(_CHAIN)[0]}"),
+    "goto": lambda words: Verdict(f"goto {words.match(CHAIN)[0]}"),
+    "jump": lambda words: Verdict(f"jump {words.match(CHAIN)[0]}"),
     "reject": _reject,
     "dnat": _translate("dnat"),
     "snat": _translate("snat"),
@@ -325,6 +316,8 @@ _BEGINNINGS: Mapping[str, Callable[[_Words], Statement]] = {
     "synproxy": _synproxy,
     "log": _log,
     "flow": _flow,
+    "fwd": _forward,
+    "@th": _raw,
     "limit": _limit,
     "update": _note,
     "add": _note,

@@ -19,6 +19,7 @@ _ENDINGS: Mapping[str, Ending] = {
     "reset": "reset",
     "unreachable": "unreachable",
     "synproxy": "synproxy",
+    "forwarded": "forwarded",
 }
 
 
@@ -30,8 +31,14 @@ class Walk:
         self._effects = Effects(table, facts)
         self._tracked_families = _tracked_families(table)
 
+    def entrance(self, flow: Flow) -> Iterator[Flow]:
+        """Follow a packet through the ingress of its interface, as a table of the netdev family has it."""
+        for f in self._chains("ingress", flow):
+            # What conntrack is shown is what was made of it.
+            yield replace(f, came=f.now)
+
     def way(self, flow: Flow) -> Iterator[Flow]:
-        """Follow a packet through the hooks, and give all it may become."""
+        """Follow a packet through the hooks of a table of the inet family, and give all it may become."""
         own = not flow.now.interface
         for f in self._hook("output" if own else "prerouting", flow):
             there = f.now.destination
@@ -53,15 +60,21 @@ class Walk:
         yield from flows
 
     def _hook(self, point: Point, flow: Flow) -> list[Flow]:
+        return [replace(self._tracked(f), settled=True) for f in self._chains(point, flow)]
+
+    def _chains(self, point: Point, flow: Flow) -> list[Flow]:
         """Walk the base chains of a hook, the lowest priority first."""
         hooked = [(chain.hook, name) for name, chain in self._table.chains.items() if chain.hook]
-        here = sorted((each for each in hooked if each[0].point == point), key=lambda each: each[0].priority)
+        here = [(hook, name) for hook, name in hooked if hook.point == point]
+        if point == "ingress":
+            here = [(hook, name) for hook, name in here if hook.device == flow.now.interface]
+        here.sort(key=lambda each: each[0].priority)
         flows = [flow]
         for hook, name in here:
             if hook.priority > CONNTRACK:
                 flows = [self._tracked(f) for f in flows]
             flows = [g for f in flows for g in self._base_chain(hook, name, f)]
-        return [replace(self._tracked(f), settled=True) for f in flows]
+        return flows
 
     def _tracked(self, flow: Flow) -> Flow:
         if flow.connection or flow.now.family not in self._tracked_families:
