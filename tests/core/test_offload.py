@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fakes import SYSCTLS
 from lbd.core.config import parse
 from lbd.core.desired import desired
 from lbd.core.observed import Observed, changes, named_interfaces
@@ -158,12 +159,13 @@ def offloading(draw):
 
 @given(offloading(), offloading())
 def test_from_any_to_any(a, b):
-    host = FakeHost()
-    assert reconcile(host, a).converged
-    outcome = reconcile(host, b)
-    assert (outcome.refused, outcome.left) == ((), ())
+    host = FakeHost(dict.fromkeys(SYSCTLS, "0"))
+    for each in (a, b):
+        outcome = reconcile(host, each)
+        assert (outcome.refused, outcome.left) == ((), ())
+        assert outcome.plan.lacking == each.lacking
     assert host.ruleset.flowtables == b.table.flowtables
-    fresh = FakeHost()
+    fresh = FakeHost(dict.fromkeys(SYSCTLS, "0"))
     reconcile(fresh, b)
     assert {n: c.rules for n, c in host.ruleset.chains.items()} == {
         n: c.rules for n, c in fresh.ruleset.chains.items()

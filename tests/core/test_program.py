@@ -151,7 +151,7 @@ def test_no_text_of_the_file_is_a_name():
 
 
 GOES = re.compile(r"\b(?:goto|jump) ([\w-]+)")
-NAMED = re.compile(r"@(\w+)")
+NAMED = re.compile(r"@(\w+)\b(?!,)")
 PICKS = re.compile(r" mod (\d+)(?: seed \w+)? map @((?:slots|hosts|ends)_\w+)")
 SHIFTS = re.compile(r" map @(ports_\w+)")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lbd.core import maglev
 from lbd.core.config import parse
 from lbd.core.source import Source
-from lbd.core.state import Chain, Hook, Map, Table
+from lbd.core.state import Chain, Desired, Hook, Map, Table
 from lbd.core.trace import Facts, Noted, trace
 from lbd.core.trace.fields import hashed
 from lbd.core.trace.text import parse as parse_rule
@@ -29,6 +29,7 @@ from trace_cases.words import (
     VIP4,
     VIP6,
     Case,
+    after,
     ping,
     sctp,
     tcp,
@@ -38,7 +39,9 @@ from trace_cases.words import (
 
 def target(outcome, packet):
     """Where it goes, as a file writes a backend; "" for what is not translated."""
-    if outcome.verdict != "dnat":
+    if outcome.verdict == "forwarded":
+        return f"{outcome.neighbour} by {outcome.device}"
+    if (outcome.destination, outcome.port) == (packet.destination, packet.destination_port):
         return ""
     host = f"[{outcome.destination}]" if ":" in outcome.destination else outcome.destination
     return f"{host}:{outcome.port}" if outcome.port else outcome.destination if packet.family == 4 else host
@@ -46,15 +49,12 @@ def target(outcome, packet):
 
 def follow(case):
     """The outcomes of a case, after what was sent before has been noted."""
-    table = case.table
-    facts = case.facts(table)
+    wanted = case.desired
+    facts = case.facts(wanted)
     for packet in case.before:
-        learned = {name: dict(elements) for name, elements in facts.learned.items()}
-        for noted in trace(table, packet, facts)[0].noted:
-            learned.setdefault(noted.map, {})[noted.key] = noted.data
-        assert learned, "nothing was noted of the packet before"
-        facts = replace(facts, learned=learned)
-    return trace(table, case.packet, facts)
+        facts = after(trace(wanted, packet, facts)[0], facts)
+        assert facts.learned, "nothing was noted of the packet before"
+    return trace(wanted, case.packet, facts)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -75,7 +75,7 @@ def test_names_of_cases_differ():
 
 
 def shares(text, packet):
-    outcomes = trace(Case("", text, packet, frozenset()).table, packet)
+    outcomes = trace(Case("", text, packet, frozenset()).desired, packet)
     found = {}
     for outcome in outcomes:
         where = target(outcome, packet)
@@ -96,19 +96,19 @@ def test_shares_of_least_connections_are_nearly_as_the_weights():
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_maglev_is_what_maglev_says(family):
-    table = Case("", TWO_OF_EACH, tcp(), frozenset()).table
+    wanted = Case("", TWO_OF_EACH, tcp(), frozenset()).desired
     vip, net = (VIP4, "192.168.18") if family == 4 else (VIP6, "2001:db8:18:")
-    elements = table.elements[f"slots_tcp{family}"]
+    elements = wanted.table.elements[f"slots_tcp{family}"]
     size = sum(key.startswith(f"{vip} . 8888 . ") for key in elements)
     for i in range(200):
         client, port = f"{net}{'.' if family == 4 else ':'}{i + 1}", 1024 + 301 * i
         slot = maglev.slot(size, ip_address(client), port)
-        (outcome,) = trace(table, tcp(source=client, source_port=port))
+        (outcome,) = trace(wanted, tcp(source=client, source_port=port))
         assert f"{outcome.destination} . {outcome.port}" == elements[f"{vip} . 8888 . {slot}"]
 
 
 def test_steps_tell_the_way():
-    (outcome,) = trace(Case("", TWO_OF_EACH, tcp(), frozenset()).table, tcp())
+    (outcome,) = trace(Case("", TWO_OF_EACH, tcp(), frozenset()).desired, tcp())
     assert [(step.chain, step.did) for step in outcome.steps] == [
         ("prerouting", "goto services"),
         ("services", "goto tcp4_maglev_251"),
@@ -121,7 +121,7 @@ def test_steps_tell_the_way():
 
 
 def test_what_is_noted():
-    (outcome,) = trace(Case("", HIT, tcp(), frozenset()).table, tcp())
+    (outcome,) = trace(Case("", HIT, tcp(), frozenset()).desired, tcp())
     host, port = outcome.noted
     assert (host.map, host.data) == ("sticky_tcp4", outcome.destination)
     assert (port.map, port.key, port.data) == ("sticky_port_tcp4", host.key, str(outcome.port))
@@ -129,11 +129,11 @@ def test_what_is_noted():
 
 
 def test_who_is_noted_already_stays_where_he_was():
-    table = Case("", HIT, tcp(), frozenset()).table
-    (outcome,) = trace(table, tcp())
+    wanted = Case("", HIT, tcp(), frozenset()).desired
+    (outcome,) = trace(wanted, tcp())
     other = {noted.map: {noted.key: noted.data} for noted in outcome.noted}
     other["sticky_tcp4"] = {outcome.noted[0].key: "192.168.2.75"}
-    (again,) = trace(table, tcp(), Facts(learned=other))
+    (again,) = trace(wanted, tcp(), Facts(learned=other))
     assert again.destination == "192.168.2.75"
     assert again.noted[0] == Noted("sticky_tcp4", outcome.noted[0].key, "192.168.2.75")
 
@@ -148,7 +148,30 @@ def test_who_is_noted_already_stays_where_he_was():
         "queue",
         "accept drop",
         "masquerade random",
-        "meta mark set 1",
+        "meta mark set 1 accept accept",
+        "meta mark set meta mark",
+        "meta mark & 7 set 1",
+        "meta mark . ip saddr set 1",
+        "meta l4proto set 6",
+        "ip daddr set 192.0.2.1",
+        "ip daddr set ip saddr",
+        "ip ttl set 1",
+        "tcp dport set 80",
+        "th dport set meta mark map @m",
+        "sctp dport set meta mark map @m",
+        "udp checksum 1 drop",
+        "udp checksum set 0",
+        "ether type ip drop",
+        "@th,32,16 set meta mark map @m",
+        "@th,16,8 set meta mark map @m",
+        "@th,16,16 set 80",
+        "@nh,16,16 set meta mark map @m",
+        "fwd to eth1",
+        "fwd to meta mark map @m",
+        "fwd ip to meta mark map @m",
+        "fwd ip to 192.0.2.1 device eth1",
+        "fwd ip to meta mark map @m device meta mark map @n accept",
+        "dup to meta mark map @m",
         "ct mark set meta mark",
         "ip saddr 192.0.2.1 drop",
         "ip saddr != 192.0.2.1 drop",
@@ -256,7 +279,7 @@ def test_a_verdict_of_an_element_that_is_not_known():
     chains = {"c": Chain(("ip daddr vmap @m",), Hook("filter", "prerouting", 0))}
     table = Table(chains, {"m": Map(("ipv4_addr",), "verdict", 9)}, {"m": {VIP4: "queue"}})
     with pytest.raises(ValueError, match="not understood"):
-        trace(table, tcp())
+        trace(Desired(table), tcp())
 
 
 def test_a_key_of_two_elements_is_told():
@@ -264,7 +287,7 @@ def test_a_key_of_two_elements_is_told():
     shape = Map(("ipv4_addr", "inet_service"), (), 9, interval=True)
     elements = {"s": {f"{VIP4} . 1-9000": "", "192.168.18.0/24 . 8888": ""}}
     with pytest.raises(ValueError, match="several elements"):
-        trace(Table(chains, {"s": shape}, elements), tcp())
+        trace(Desired(Table(chains, {"s": shape}, elements)), tcp())
 
 
 @pytest.mark.parametrize(
@@ -299,7 +322,7 @@ def test_chains_end_as_nftables_does(rules, verdict):
         **dict.fromkeys(("none", "rest"), Map(("ipv4_addr",), "verdict", 9)),
     }
     elements = {"s": {VIP4: ""}, "none": {BACK4: "accept"}, "rest": {BACK4: "drop", "*": "accept"}}
-    (outcome,) = trace(Table(chains, maps, elements), tcp())
+    (outcome,) = trace(Desired(Table(chains, maps, elements)), tcp())
     assert outcome.verdict == verdict
 
 
@@ -318,7 +341,7 @@ def test_chains_end_as_nftables_does(rules, verdict):
 )
 def test_chains_of_type_nat_are_not_asked_unless_a_rule_needs_connections(rule, verdict):
     chains = {"base": Chain(("drop",), Hook("nat", "prerouting", -100)), "unused": Chain((rule,))}
-    (outcome,) = trace(Table(chains), tcp())
+    (outcome,) = trace(Desired(Table(chains)), tcp())
     assert outcome.verdict == verdict
 
 
@@ -339,8 +362,8 @@ def test_hashes_are_the_kernels(fields, expected):
 
 def test_policy_ends_what_no_rule_decides():
     chains = {"base": Chain(("jump a",), Hook("filter", "input", 0, "drop")), "a": Chain(("return",))}
-    (here,) = trace(Table(chains), tcp(), Facts(local=frozenset({VIP4})))
-    (past,) = trace(Table(chains), tcp())
+    (here,) = trace(Desired(Table(chains)), tcp(), Facts(local=frozenset({VIP4})))
+    (past,) = trace(Desired(Table(chains)), tcp())
     assert (here.verdict, past.verdict) == ("drop", "accept")
 
 
@@ -370,21 +393,23 @@ PACKETS = st.builds(
 )
 def test_every_packet_ends_somewhere(i, packet, over):
     case = CASES[i]
-    table = _table(i)
+    wanted = _desired(i)
+    table = wanted.table
     names = [*table.limits, *(name for name, shape in table.maps.items() if shape.learned)]
-    facts = replace(case.facts(table), over=frozenset(names if over else ()))
-    outcomes = trace(table, packet, facts)
+    facts = replace(case.facts(wanted), over=frozenset(names if over else ()))
+    outcomes = trace(wanted, packet, facts)
     assert outcomes
     assert sum(outcome.share for outcome in outcomes) == 1
     for outcome in outcomes:
         # What goes to a backend came to a service, and what is noted says where it went.
-        assert (outcome.verdict == "dnat") == (outcome.destination != packet.destination)
+        assert outcome.verdict in {"dnat", "rewritten"} or outcome.destination == packet.destination
+        assert outcome.verdict != "dnat" or outcome.destination != packet.destination
         assert all(noted.data in ("", outcome.destination, str(outcome.port)) for noted in outcome.noted)
 
 
 @cache
-def _table(i):
-    return CASES[i].table
+def _desired(i):
+    return CASES[i].desired
 
 
 def is_of(service, packet):
@@ -410,7 +435,8 @@ def test_the_first_service_that_fits_takes_it_and_says_how_it_leaves(chosen, pac
     case = Case("", text, packet, frozenset())
     services = parse(Source("lbd.toml", text)).services
     taker = next((service for service in services if is_of(service, packet)), None)
-    (outcome,) = trace(case.table, packet, case.facts(case.table))
+    wanted = case.desired
+    (outcome,) = trace(wanted, packet, case.facts(wanted))
     if taker is None:
         assert (outcome.verdict, outcome.destination, outcome.source) == ("accept", packet.destination, "")
     else:

@@ -25,7 +25,7 @@ def associations(lab, servers):
 def both(lab, family):
     """What the two clients get: a server's name, or why not."""
 
-    def asked(protocol="tcp", port=8888, timeout=0.15):
+    def asked(protocol="tcp", port=8888, timeout=0.3):
         answers = (
             ask(lab, host, VIP[family], port, protocol=protocol, timeout=timeout)
             for host in ("client", "client2")
@@ -109,7 +109,7 @@ def test_however_the_service_is_addressed(director, both, family, listen, port, 
         ({"deny": [{"file": names}]}, ["server1", "refused"]),
     ):
         director.apply(service(listen, servers, refuse="reject", **options, **lists))
-        assert both(port=port) == expected, lists
+        assert both(port=port, timeout=2.0) == expected, lists
 
 
 def written(director, prefixes, name="clients.txt"):

@@ -8,7 +8,7 @@ from lbd.lab.namespaces import Lab
 from lbd.lab.topology import experiment
 from running import Director
 
-pytestmark = [pytest.mark.kernel]
+pytestmark = [pytest.mark.kernel, pytest.mark.emulated]
 
 EVERYTHING = Path(__file__).parents[1] / "everything" / "lbd.toml"
 # Python alone takes half a minute to begin where a machine is emulated.

@@ -6,9 +6,9 @@ from ipaddress import ip_network
 
 from lbd.core.config import parse
 from lbd.core.desired import desired
-from lbd.core.observed import Observed
+from lbd.core.observed import Link, Observed
 from lbd.core.source import Source
-from lbd.core.state import Table
+from lbd.core.state import Desired
 from lbd.core.trace import Facts, Packet
 
 DIRECTORY = "/etc/lbd"
@@ -37,6 +37,17 @@ ROUTES = tuple(
     )
 )
 LOCAL = frozenset({VIP4, VIP6, BACK4, BACK6})
+
+# The index of eth1, the second interface that a director of the lab gets beside lo.
+BACK_INDEX = 3
+WAYS = Observed(
+    links={
+        f"{net}{last}": Link("eth1", BACK_INDEX)
+        for net in ("192.168.2.", "2001:db8:2::")
+        for last in (73, 74, 75)
+    },
+    interfaces=frozenset({"eth0", "eth1"}),
+)
 
 
 def tcp(port=8888, source=CLIENT4, source_port=NEAR, **keys):
@@ -70,6 +81,16 @@ def server(n, port=9999, family=4):
 def dnat(*servers):
     """Any of these servers."""
     return frozenset(("dnat", each) for each in servers)
+
+
+def rewritten(*servers):
+    """Any of these servers, packet by packet."""
+    return frozenset(("rewritten", each) for each in servers)
+
+
+def forwarded(*servers):
+    """On as it is, to any of these servers as a neighbour."""
+    return frozenset(("forwarded", f"{each} by {BACK_INDEX}") for each in servers)
 
 
 def ends(verdict):
@@ -111,7 +132,8 @@ class Case:
     """A file, a packet, and what becomes of it.
 
     `expected` are all the (verdict, destination) there may be, the destination as the file writes a backend
-    and "" where nothing is translated. `source` is what takes the place of the client's address. `before` are
+    and "" where nothing is translated; see `forwarded` for direct return. `source` is what takes the place of
+    the client's address. `before` are
     packets sent just before, which rules may have noted; of several ways that one may go, the first is taken.
     `over` are limits that are passed: names of limits and sets that begin so. `files` are lists of prefixes
     beside the file.
@@ -132,14 +154,23 @@ class Case:
     defect: str = ""
 
     @property
-    def table(self) -> Table:
+    def desired(self) -> Desired:
         lists = [Source(f"{DIRECTORY}/{name}", text, "prefixes") for name, text in self.files.items()]
-        return desired(parse(Source(f"{DIRECTORY}/lbd.toml", self.text), lists), self.observed).table
+        return desired(parse(Source(f"{DIRECTORY}/lbd.toml", self.text), lists), self.observed)
 
-    def facts(self, table: Table) -> Facts:
+    def facts(self, desired: Desired) -> Facts:
+        table = desired.table
         names = [*table.limits, *(name for name, shape in table.maps.items() if shape.learned)]
         over = frozenset(name for name in names if name.startswith(self.over or ("-",)))
         return Facts(local=LOCAL, routes=ROUTES, over=over, connection=self.connection)
+
+
+def after(outcome, facts):
+    """The facts with what was noted of a packet."""
+    learned = {name: dict(elements) for name, elements in facts.learned.items()}
+    for noted in outcome.noted:
+        learned.setdefault(noted.map, {})[noted.key] = noted.data
+    return replace(facts, learned=learned)
 
 
 TWO_OF_EACH = service(f"{HERE} {HERE6}", f"{ONE} {TWO} {ONE6} {TWO6}")

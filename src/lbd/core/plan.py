@@ -64,10 +64,10 @@ TAKEN_OUT_MOST = 50
 class Plan:
     """What is to be done, in order; `unsafe` says what is left out, and why, and `lacking` see Desired.
 
-    `prepare`, `swap`, `collect` and each of `forget` are one nftables transaction. `prepare` fills sets that no
-    rule names yet: the kernel looks into a set of ranges only at the end of the transaction that fills it, and
-    rules of the same one would find it empty for some milliseconds. `collect` removes what nothing
-    refers to any more: before Linux 6.2 a chain cannot go in the transaction that drops its last reference.
+    `prepare`, `swap`, `collect` and each of `forget` are one nftables transaction. `prepare` fills sets of
+    ranges: what a transaction puts into one is found at its very end only, milliseconds after its rules hold.
+    `collect` removes what nothing refers to any more: before Linux 6.2 a chain cannot go in the transaction
+    that drops its last reference.
     `forget` is what packets have noted and is not true any more; it may go by itself in the same moment.
     """
 
@@ -100,7 +100,8 @@ def diff(live: Live, desired: Desired) -> Plan:
     """Return the plan that leads from `live` to `desired`. Empty when they agree."""
     grow, shrink, unsafe = _Net(live, desired).ops()
     swap, collect = _Table("inet", live.table, live.memory).ops(desired.table)
-    prepare, swap = _prepared(live.table, swap)
+    prepare = [op for op in swap if live.table and _fills_ranges(op, live.table)]
+    swap = [op for op in swap if not (live.table and _fills_ranges(op, live.table))]
     at_ingress = _Table("netdev", live.ingress, live.memory)
     more, later = at_ingress.ops(desired.ingress) if desired.ingress else at_ingress.gone()
     forget = tuple(_untrue(live.table, desired.table)) if live.table else ()
@@ -116,17 +117,11 @@ def diff(live: Live, desired: Desired) -> Plan:
     )
 
 
-def _prepared(live: LiveTable | None, swap: list[NftOp]) -> tuple[list[NftOp], list[NftOp]]:
-    """Part what fills new sets of ranges from the rest of a transaction."""
-    if live is None or live.beyond_repair:
-        return [], swap
-    names = {
-        op.name
-        for op in swap
-        if isinstance(op, AddMap) and op.map.interval and not op.map.data and op.name not in live.maps
-    }
-    prepare = [op for op in swap if isinstance(op, AddMap | AddElements) and op.name in names]
-    return prepare, [op for op in swap if not (isinstance(op, AddMap | AddElements) and op.name in names)]
+def _fills_ranges(op: NftOp, live: LiveTable) -> bool:
+    """Tell whether an operation is of a set of ranges that is new to the table."""
+    if not isinstance(op, AddMap | AddElements):
+        return False
+    return op.map.interval and not op.map.data and op.name not in live.maps and not live.beyond_repair
 
 
 def removal(live: Live) -> Plan:
@@ -232,11 +227,9 @@ def _serves(live: Map | None, want: Map) -> bool:
 
 def _is_slow(shape: Map, live: Elements, want: Elements) -> bool:
     """Tell whether a map is made anew faster than elements are taken out of it."""
-    return (
-        shape.interval
-        and len(shape.key) == 1
-        and sum(want.get(key) != data for key, data in live.items()) > TAKEN_OUT_MOST
-    )
+    if not shape.interval or len(shape.key) > 1:
+        return False
+    return sum(want.get(key) != data for key, data in live.items()) > TAKEN_OUT_MOST
 
 
 def _rehook(live: LiveChain | None, want: Chain) -> bool:

@@ -34,7 +34,8 @@ Thing = TypeVar("Thing")
 
 # What a rule or the data of an element names.
 TARGET = re.compile(r"\b(?:goto|jump) ([\w.-]+)")
-MAP = re.compile(r"(?<!flow add )@(\w+)")
+# "@th,16,16" is a place in a packet.
+MAP = re.compile(r"(?<!flow add )@(\w+)\b(?!,)")
 FLOWTABLE = re.compile(r"\bflow add @(\w+)")
 
 
