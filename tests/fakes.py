@@ -40,7 +40,7 @@ def hosts(draw):
 def clone(host):
     """A host that goes on by itself from here."""
     other = copy(host)
-    other.ruleset = host.ruleset and host.ruleset.copy()
+    other.ruleset, other.ingress = (each and each.copy() for each in (host.ruleset, host.ingress))
     other.addresses, other.routes = dict(host.addresses), dict(host.routes)
     other.rules, other.sysctls, other.applied = dict(host.rules), dict(host.sysctls), []
     return other
@@ -48,14 +48,29 @@ def clone(host):
 
 def state(host):
     """Everything a host is, except how large its maps are: a large one serves where a small one would."""
-    ruleset = host.ruleset
-    table = ruleset and (
+    tables = _table(host.ruleset), _table(host.ingress)
+    return *tables, host.addresses, host.routes, host.rules, host.sysctls
+
+
+def _table(ruleset):
+    return ruleset and (
         {name: (chain.hook, chain.rules) for name, chain in ruleset.chains.items()},
         {name: replace(shape, size=0) for name, shape in ruleset.maps.items()},
         ruleset.elements,
         ruleset.limits,
+        ruleset.flowtables,
     )
-    return table, host.addresses, host.routes, host.rules, host.sysctls
+
+
+def asked_for(table):
+    """What state() has of a table that is just what a file asks for."""
+    return table and (
+        {name: (chain.hook, list(chain.rules)) for name, chain in table.chains.items()},
+        {name: replace(shape, size=0) for name, shape in table.maps.items()},
+        table.elements,
+        table.limits,
+        table.flowtables,
+    )
 
 
 def wanted(host, wish):

@@ -7,12 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fakes import hosts, state, wanted
-from lbd.core.ops import AddElements, AddMap, AddRule, DeleteElements
+from lbd.core.ops import AddElements, AddFlowtable, AddMap, AddRule, DeleteElements
+from lbd.core.plan import body
 from lbd.core.program import DSTNAT, MANGLE
 from lbd.core.state import PROTOCOL, Address, Hook, LiveRoute, Map, Rule
 from lbd.reconcile import plan, reconcile
 from lbd.testing import digest
-from lbd.testing.ruleset import MAP, TARGET, Chain
+from lbd.testing.ruleset import MAP, TARGET, Chain, Ruleset
 from strategies import desireds
 
 # Each is one thing that somebody can do to a host, and that its kernel lets them do.
@@ -193,6 +194,30 @@ def delete_table(_, host):
 
 
 @damage
+def delete_ingress(_, host):
+    host.ingress = None
+
+
+@damage
+def stray_ingress(_, host):
+    """What nobody asks for; or a chain that the file has, with another rule."""
+    host.ingress = host.ingress or Ruleset()
+    host.ingress.chains["services"] = Chain(None, ["drop"])
+
+
+@damage
+def stray_flowtable(_, host):
+    host.ruleset.flowtables["stray"] = ("eth0",)
+
+
+@damage
+def other_flowtable(_, host):
+    """Somebody makes it again between other interfaces."""
+    for name in host.ruleset.flowtables:
+        host.ruleset.flowtables[name] = ("eth1",)
+
+
+@damage
 def delete_address(draw, host):
     if ours := [address for address, is_ours in host.addresses.items() if is_ours]:
         del host.addresses[_pick(draw, ours)]
@@ -280,17 +305,30 @@ def _repair(host, wish, expected):
 
 
 def _touches_only_what_differs(live, done, wish):
-    if live.table is None:
-        return
-    anew = {op.name for op in done.swap if isinstance(op, AddMap)}
-    for op in done.swap:
+    for family, there, want in (
+        ("inet", live.table, wish.table),
+        ("netdev", live.ingress, wish.ingress),
+    ):
+        if there and want:
+            ops = [op for op in (*done.prepare, *done.swap) if op.family == family]
+            _touches_only(there, ops, want, live.memory)
+
+
+def _touches_only(there, ops, want, memory):
+    anew = {op.name for op in ops if isinstance(op, (AddMap, AddFlowtable))}
+    for op in ops:
         if isinstance(op, (AddElements, DeleteElements)) and op.name not in anew:
-            was, now = live.table.elements[op.name], wish.table.elements[op.name]
+            was, now = there.elements[op.name], want.elements[op.name]
             keys = op.keys if isinstance(op, DeleteElements) else [key for key, _ in op.items]
             assert all(was.get(key) != now.get(key) for key in keys)
-    for chain in {op.chain for op in done.swap if isinstance(op, AddRule)}:
-        want = wish.table.chains[chain]
-        right = live.table.chains.get(chain)
-        untouched = right and right.hook == want.hook and right.digests == tuple(map(digest, want.rules))
-        known = right and "\n".join(want.rules) in live.memory.bodies
-        assert not untouched or not known or any(f"@{name}" in rule for rule in want.rules for name in anew)
+    for op in ops:
+        if isinstance(op, AddRule):
+            chain, right = want.chains[op.chain], there.chains.get(op.chain)
+            digests = tuple(digest(rule, op.family) for rule in chain.rules)
+            untouched = right and right.hook == chain.hook and right.digests == digests
+            known = right and body(chain, op.family) in memory.bodies
+            assert not untouched or not known or _names_any(chain.rules, anew)
+
+
+def _names_any(rules, names):
+    return any(f"@{name}" in rule for rule in rules for name in names)

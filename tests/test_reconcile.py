@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 
-from fakes import clone, hosts, state, wanted
+from fakes import SYSCTLS, asked_for, clone, hosts, state, wanted
 from lbd.core.desired import desired
 from lbd.core.ops import AddRoute
 from lbd.core.plan import Plan
@@ -58,15 +58,12 @@ def test_a_then_b_is_b(host, a, b):
 @settings(max_examples=100, deadline=None)
 @given(desireds())
 def test_the_table_is_what_the_file_asks_for(wish):
-    host = FakeHost()
+    host = FakeHost(dict.fromkeys(SYSCTLS, "0"))
     outcome = reconcile(host, wish)
-    assert outcome.converged
-    chains, maps, elements, limits = state(host)[0]
-    assert chains == {name: (chain.hook, list(chain.rules)) for name, chain in wish.table.chains.items()}
-    assert maps == {name: replace(shape, size=0) for name, shape in wish.table.maps.items()}
-    assert elements == wish.table.elements
-    assert limits == wish.table.limits
-    assert outcome.elements == sum(map(len, elements.values()))
+    assert outcome.problems == (*wish.unsafe, *wish.lacking)
+    assert state(host)[:2] == (asked_for(wish.table), asked_for(wish.ingress))
+    tables = [table for table in (wish.table, wish.ingress) if table]
+    assert outcome.elements == sum(len(items) for table in tables for items in table.elements.values())
     assert host.addresses == dict.fromkeys(wish.addresses, True)
     assert host.routes.keys() == wish.routes.keys()
     assert host.rules == dict.fromkeys(wish.rules, True)
@@ -157,18 +154,18 @@ def right(noted, learned):
 @settings(max_examples=150, deadline=None)
 @given(desireds(), desireds())
 def test_what_packets_noted_stays_as_long_as_it_is_true(a, b):
-    host = FakeHost()
+    host = FakeHost(dict.fromkeys(SYSCTLS, "0"))
     reconcile(host, a)
     note(host, a)
     before = {learned.maps: notes(host, learned) for learned in a.table.learned}
-    assert reconcile(host, b).converged
+    assert not reconcile(host, b).left
     for learned in b.table.learned:
         assert notes(host, learned) == right(before.get(learned.maps, {}), learned)
     assert not plan(host, b)
     # Nobody looks at them without need.
     note(host, b)
     assert not reconcile(host, b, thorough=False).plan
-    assert reconcile(host, b).converged
+    assert not reconcile(host, b).left
     for learned in b.table.learned:
         assert notes(host, learned) == right(notes(host, learned), learned)
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from lbd.core import schedule
 from lbd.core.config import parse
 from lbd.core.desired import FORWARDING, desired
-from lbd.core.observed import Observed
+from lbd.core.observed import Link, Observed
 from lbd.core.plan import diff
 from lbd.core.program import build
 from lbd.core.schedule import Pick
@@ -35,6 +35,10 @@ LISTS = sorted(GOLDEN.glob("*.list"))
 HOST = Observed(
     neighbours=frozenset({(ip_network("10.0.0.0/24"), "eth1"), (ip_network("fd00::/64"), "eth1")}),
     interfaces=frozenset({"eth0", "eth1"}),
+    links={
+        **{f"10.0.0.{n}": Link("eth1", 3) for n in range(1, 5)},
+        **{f"fd00::{n}": Link("eth1", 3) for n in range(1, 5)},
+    },
     offloads=True,
 )
 
@@ -45,8 +49,8 @@ ONE, TWO, THREE = (Target(f"10.0.0.{n}", Ports(8080, 8080)) for n in (1, 2, 3))
 def test_plan_from_an_untouched_host(file):
     lists = [Source(each.name, each.read_text(), kind="prefixes") for each in LISTS]
     wish = desired(parse(Source(file.name, file.read_text()), lists), HOST)
-    plan = diff(Live(sysctls=dict.fromkeys(FORWARDING.values(), "0")), wish)
-    groups = {"before": plan.before, "swap": plan.swap, "collect": plan.collect, "after": plan.after}
+    plan = diff(Live(sysctls=dict.fromkeys((*FORWARDING.values(), *wish.sysctls), "0")), wish)
+    groups = {name: getattr(plan, name) for name in ("before", "prepare", "swap", "collect", "after")}
     text = "".join(f"# {name}\n" + "".join(f"{op}\n" for op in ops) for name, ops in groups.items() if ops)
     expected = file.with_suffix(".txt")
     if os.environ.get("LBD_WRITE_GOLDEN"):
@@ -57,7 +61,7 @@ def test_plan_from_an_untouched_host(file):
 
 
 def test_there_are_golden_files():
-    assert len(FILES) >= 16
+    assert len(FILES) >= 19
 
 
 def virtual(address="192.0.2.1", port=80, targets=None, total=None, **keys):

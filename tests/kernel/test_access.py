@@ -159,11 +159,11 @@ def replacing(lab, director, family, *starts):
 
 
 def test_a_large_file_that_changes_a_little_refuses_nobody_meanwhile(lab, director, family):
-    assert not replacing(lab, director, family, 0, 20, 0).failures
+    assert not replacing(lab, director, family, 0, 20).failures
 
 
 def test_a_large_file_that_changes_as_a_whole_refuses_nobody_meanwhile(lab, director, family):
-    assert not replacing(lab, director, family, 0, 2500, 20_000, 0).failures
+    assert not replacing(lab, director, family, 0, 2500, 20_000).failures
 
 
 def _list(director, family):

@@ -1,5 +1,7 @@
 """Who takes connections when those of the first level cannot: backups, the sorry server, and nobody."""
 
+import itertools
+
 import pytest
 
 from lbd.lab.traffic import Conversation, ask
@@ -11,6 +13,9 @@ pytestmark = [
     pytest.mark.parametrize("family", FAMILIES),
     pytest.mark.parametrize("protocol", PROTOCOLS),
 ]
+
+# A flow of UDP or SCTP from a port that was used before is no new connection.
+_ports = itertools.count(20_000)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,7 +33,8 @@ def served(lab, director, family, protocol):
         text = service(at(VIP[family], 8888, protocol), each, scheduler="random", **options)
         director.apply(text)
         answers = (
-            ask(lab, "client", VIP[family], 8888, protocol=protocol, timeout=0.2) for _ in range(count)
+            ask(lab, "client", VIP[family], 8888, protocol=protocol, timeout=0.3, source_port=next(_ports))
+            for _ in range(count)
         )
         return {answer.server or answer.failure for answer in answers}
 

@@ -191,9 +191,9 @@ def _kept(director):
 
 
 def test_a_new_connection_begins_the_time_anew(director, served, family):
-    director.apply(web(family, persistence="2s"))
+    director.apply(web(family, persistence="1s"))
     (mine,) = served(3)
-    deadline = datetime.now(UTC) + timedelta(seconds=3)
+    deadline = datetime.now(UTC) + timedelta(seconds=1.5)
     while datetime.now(UTC) < deadline:
         assert served(1) == {mine}
 

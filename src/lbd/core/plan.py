@@ -158,12 +158,15 @@ class _Table:
         if live is None:
             swap.append(AddTable(family))
             live = LiveTable()
-        # A map that must be made anew takes the rules that name it with it, in the same transaction.
+        rated = {n for n, rate in live.limits.items() if want.limits.get(n, rate) != rate}
+        # A map that must be made anew takes the rules that name it with it, in the same transaction. Elements
+        # hold the limits they name, also one of another rate than its name says.
         anew = {
             name
             for name, shape in want.maps.items()
             if not _serves(live.maps.get(name), shape)
             or _is_slow(shape, live.elements.get(name, {}), want.elements[name])
+            or (shape.data == "limit" and not rated.isdisjoint(live.elements.get(name, {}).values()))
         }
         gone = [name for name in live.maps if name in anew or name not in want.maps]
         flows = [n for n, devices in want.flowtables.items() if live.flowtables.get(n) != devices]

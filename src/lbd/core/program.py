@@ -15,7 +15,7 @@ nat chains see only the first packet of a connection; what follows costs what co
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -75,6 +75,7 @@ def build(virtuals: Iterable[Virtual], around: Surroundings | None = None) -> Ta
     synproxy.chains(draft, used)
     offload.chains(draft, used, around.devices)
     _hooks(draft, used)
+    _join_shown(draft)
     _log(draft, used, around.log_to)
     return draft.table()
 
@@ -115,6 +116,32 @@ def _shown(reading: Reading) -> Reading:
     """
     shape = reading.shape
     return replace(reading, shape=replace(shape, interface=shape.interface and not shape.address))
+
+
+def _join_shown(draft: Draft) -> None:
+    """Make one of ranges of ports that overlap, which services on different interfaces may have.
+
+    Without the interface they are in one set, and nftables refuses a set of ranges that overlap.
+    """
+    for name, shape in draft.maps.items():
+        if name.startswith("log_") and shape.interval:
+            draft.elements[name] = dict.fromkeys(_joined(draft.elements[name]), "")
+
+
+def _joined(keys: Iterable[str]) -> Iterator[str]:
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for key in keys:
+        before, _, ports = key.rpartition(" . ")
+        first, _, last = ports.partition("-")
+        spans.setdefault(before, []).append((int(first), int(last)))
+    for before, ranges in spans.items():
+        joined: list[tuple[int, int]] = []
+        for low, high in sorted(ranges):
+            if joined and low <= joined[-1][1]:
+                joined[-1] = (joined[-1][0], max(joined[-1][1], high))
+            else:
+                joined.append((low, high))
+        yield from (f"{before} . {low}-{high}" for low, high in joined)
 
 
 def _neighbours(draft: Draft, around: Surroundings) -> None:
