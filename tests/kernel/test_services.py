@@ -227,7 +227,7 @@ def test_a_mark_names_a_service(director, marked, who, family, protocol):
     assert who(9999, protocol, address=ROUTED[family]) == "server1"
 
 
-def test_a_mark_comes_last(lab, director, marked, who, family):
+def test_a_mark_comes_behind_an_address(lab, director, marked, who, family):
     one, two = bare(backends(2, family))
     mark = service([], [one], mark=0x107).replace("listen = []\n", "")
     director.apply(mark + service(at(ROUTED[family], 9999), [two], name="exact"))
