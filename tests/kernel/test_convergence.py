@@ -6,6 +6,9 @@ import time
 
 import pytest
 
+from lbd.core.config import parse
+from lbd.core.desired import desired
+from lbd.core.source import Source
 from lbd.lab.namespaces import wait_until
 from lbd.lab.traffic import Conversation, ask
 from running import VIP, Director, at, backends, service
@@ -20,26 +23,57 @@ FILE = "\n".join(
         service(at(VIP[4], 8889, "udp"), backends(1), name="untouched"),
         service(at(VIP[6], 8888), backends(2, 6), name="six", scheduler="random"),
         service(at(VIP[4], 8887), [], name="empty"),
+        service(
+            at(VIP[4], 8886),
+            backends(2),
+            name="guarded",
+            deny=["203.0.113.0/24"],
+            allow=["192.168.0.0/16"],
+            limits={"new_per_second": 1000, "client_connections": 100},
+            persistence="10m",
+        ),
+        service(f"{VIP[4]}:8000-8009", backends(2), name="range", log="path"),
     ]
 )
 
 KEY = f'"eth0" . {VIP[4]} . tcp . 8888'
 SLOT = f"{VIP[4]} . 8888 . 7"
-MAGLEV = "tcp4_maglev_251"
+SLOTS = "slots_tcp_if_eth0_4"
+MAGLEV = "tcp_if_eth0_4_maglev_251"
 PREROUTING = "{ type nat hook prerouting priority -100; }"
+GUARDED = f"{VIP[4]} . tcp . 8886"
+RANGE = f"{VIP[4]} . tcp . 8000-8009"
+# What a connection of the guarded service is counted against.
+(LIMIT,) = desired(parse(Source("lbd.toml", FILE))).table.limits
 
 # What is done, in the words of nft; HANDLE is that of the chain's first rule.
 DAMAGE = {
     "delete a service": f"delete element inet lbd services_if4 {{ {KEY} }}",
-    "delete a slot": f"delete element inet lbd slots_tcp4 {{ {SLOT} }}",
-    "send a slot elsewhere": f"delete element inet lbd slots_tcp4 {{ {SLOT} }};"
-    f"add element inet lbd slots_tcp4 {{ {SLOT} : 192.168.2.99 . 9 }}",
+    "delete a slot": f"delete element inet lbd {SLOTS} {{ {SLOT} }}",
+    "send a slot elsewhere": f"delete element inet lbd {SLOTS} {{ {SLOT} }};"
+    f"add element inet lbd {SLOTS} {{ {SLOT} : 192.168.2.99 . 9 }}",
     "send a service elsewhere": f"delete element inet lbd services_if4 {{ {KEY} }};"
-    f"add element inet lbd services_if4 {{ {KEY} : goto when_empty_reject }}",
+    f"add element inet lbd services_if4 {{ {KEY} : goto refuse_reject }}",
     "add a service": "add element inet lbd services4 { 192.0.2.1 . tcp . 80 : drop }",
-    "add a slot": f"add element inet lbd slots_tcp4 {{ {VIP[4]} . 8888 . 251 : 192.168.2.99 . 9 }}",
-    "empty a map": "flush map inet lbd slots_tcp4",
-    "empty a set": "flush set inet lbd masquerade4",
+    "add a slot": f"add element inet lbd {SLOTS} {{ {VIP[4]} . 8888 . 251 : 192.168.2.99 . 9 }}",
+    "empty a map": f"flush map inet lbd {SLOTS}",
+    "empty a set": "flush set inet lbd neighbours4",
+    "delete a range": f"delete element inet lbd services_range4 {{ {RANGE} }}",
+    "add a range beside ours": f"add element inet lbd log_path_range4 {{ {VIP[4]} . tcp . 1-99 }}",
+    "another range in the place of ours": f"delete element inet lbd log_path_range4 {{ {RANGE} }};"
+    f"add element inet lbd log_path_range4 {{ {VIP[4]} . tcp . 8005-8020 }}",
+    "deny somebody": f"add element inet lbd deny4 {{ {GUARDED} . 192.168.18.0/24 : goto refuse_drop }}",
+    "allow everybody": f"delete element inet lbd allow4 {{ {GUARDED} . 192.168.0.0/16 }};"
+    f"add element inet lbd allow4 {{ {GUARDED} . 0.0.0.0/0 : goto limited4 }}",
+    "add a neighbour": 'add element inet lbd neighbours4 { 192.168.18.0/24 . "eth0" }',
+    "add a limit": "add limit inet lbd other { rate over 1/second burst 1 packets; }",
+    "delete a limit and who names it": f"delete element inet lbd limits_refuse_drop4 {{ {GUARDED} }};"
+    f"delete limit inet lbd {LIMIT}",
+    "make a limit anew with another rate": f"delete element inet lbd limits_refuse_drop4 {{ {GUARDED} }};"
+    f"delete limit inet lbd {LIMIT}; add limit inet lbd {LIMIT} {{ rate over 1/second burst 1 packets; }};"
+    f'add element inet lbd limits_refuse_drop4 {{ {GUARDED} : "{LIMIT}" }}',
+    "limit a service elsewhere": "add limit inet lbd other { rate over 1/second burst 1 packets; };"
+    f'add element inet lbd limits_refuse_drop4 {{ {VIP[4]} . tcp . 8888 : "other" }}',
     "add a rule at the end": "add rule inet lbd prerouting accept",
     "add a rule at the start": "insert rule inet lbd prerouting tcp dport 8888 drop",
     "add a rule with a set of its own": "add rule inet lbd prerouting ip saddr { 192.0.2.1, 192.0.2.9 } drop",
@@ -67,14 +101,18 @@ DAMAGE = {
     "add a verdict map to a chain": "add chain inet lbd other;"
     "add map inet lbd which { type mark : verdict; };"
     "add element inet lbd which { 1 : jump other }; add rule inet lbd prerouting meta mark vmap @which",
-    "delete a set that no rule names": "delete set inet lbd log_path4",
-    "delete a map": "flush chain inet lbd prerouting; delete map inet lbd services4",
-    "make a map of another shape": "flush chain inet lbd prerouting; delete map inet lbd services4;"
+    "delete a map": "flush chain inet lbd services; delete map inet lbd services4",
+    "delete a map of limits": "flush chain inet lbd limited4;delete map inet lbd client_limits4",
+    "make a map of another shape": "flush chain inet lbd services; delete map inet lbd services4;"
     "add map inet lbd services4 { type ipv4_addr : verdict; }",
-    "make a map that does not count": "flush chain inet lbd prerouting; delete map inet lbd services4;"
+    "make a map that does not count": "flush chain inet lbd services; delete map inet lbd services4;"
     "add map inet lbd services4 { type ipv4_addr . inet_proto . inet_service : verdict; size 1024; }",
-    "make a set too small": "flush chain inet lbd postrouting; delete set inet lbd masquerade4;"
-    "add set inet lbd masquerade4 { type ipv4_addr . inet_proto . inet_service; size 2; }",
+    "make a map of no ranges": "flush chain inet lbd services; delete map inet lbd services_range4;"
+    "add map inet lbd services_range4"
+    " { type ipv4_addr . inet_proto . inet_service : verdict; size 1024; counter; }",
+    "make a set too small": "flush chain inet lbd log_prerouting; flush chain inet lbd log_postrouting;"
+    "delete set inet lbd log_path_range4; add set inet lbd log_path_range4"
+    " { type ipv4_addr . inet_proto . inet_service; size 2; flags interval; }",
     "empty the table": "flush table inet lbd",
     "delete the table": "delete table inet lbd",
     "flush the ruleset": "flush ruleset",

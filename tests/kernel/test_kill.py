@@ -6,12 +6,14 @@ import signal
 import threading
 import time
 from contextlib import suppress
+from ipaddress import ip_network
 
 import pytest
 
 from lbd.client import CallError
 from lbd.core.config import parse
 from lbd.core.desired import desired
+from lbd.core.observed import Observed
 from lbd.core.source import Source
 from lbd.lab.namespaces import wait_until
 from lbd.lab.traffic import Conversation, ask
@@ -34,7 +36,9 @@ def generation(n):
 
 
 FILES = [generation(0), generation(1)]
-TABLES = [desired(parse(Source("lbd.toml", text))).table for text in FILES]
+# The network of the real servers, which the director is in.
+HOST = Observed(neighbours=frozenset({(ip_network("192.168.2.0/24"), "eth1")}))
+TABLES = [desired(parse(Source("lbd.toml", text)), HOST).table for text in FILES]
 
 
 @pytest.fixture

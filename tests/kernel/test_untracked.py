@@ -6,8 +6,8 @@ from lbd.lab.namespaces import Lab, wait_until
 from lbd.lab.servers import Server
 from lbd.lab.topology import Host, Interface, Topology, experiment
 from lbd.lab.traffic import Conversation, ask
-from running import Director, at, backends, service
 from running import VIP as ROUTED
+from running import Director, at, backends, service
 
 pytestmark = pytest.mark.kernel
 
