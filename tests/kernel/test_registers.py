@@ -1,4 +1,4 @@
-"""nft has few registers for the fields of a rule, and aborts when they run out: no rule of ours needs more."""
+"""nft aborts when the fields of a rule are more than it has registers: no rule of ours is."""
 
 import itertools
 import subprocess
