@@ -5,7 +5,7 @@ import pytest
 from lbd.lab.namespaces import Lab
 from lbd.lab.topology import experiment
 from lbd.lab.traffic import Conversation, ask
-from running import CLIENT, SERVERS, VIP, at, service
+from running import CLIENT, SERVERS, VIP, at, backends, service
 
 pytestmark = [pytest.mark.kernel, pytest.mark.parametrize("protocol", ["tcp", "udp"])]
 
@@ -108,6 +108,24 @@ def test_what_the_director_forwards_beside_its_services_keeps_its_source(lab, di
     before = counted.copy()
     assert ask(lab, "client", SERVERS[4][0], 9999, protocol=protocol).server == "server1"
     assert set(counted - before) == {CLIENT[4]}
+
+
+def test_what_somebody_else_translates_keeps_its_source_beside_every_address(
+    lab, director, servers, protocol
+):
+    every = f"*:8888/{protocol}"
+    director.apply(service(every, backends(2)[1:], interface="eth0", return_path="masquerade"))
+    dnat = f"meta l4proto {protocol} ip daddr {VIP[4]} th dport 8888 dnat to {SERVERS[4][0]}:9999"
+    director.nft(
+        "add table ip theirs; add chain ip theirs pre { type nat hook prerouting priority -110; };"
+        f"add rule ip theirs pre {dnat}"
+    )
+    try:
+        assert source_seen(lab, servers, 4, protocol, "server1") == CLIENT[4]
+    finally:
+        director.nft("delete table ip theirs")
+    # Theirs gone, ours has it, from the director's own address.
+    assert source_seen(lab, servers, 4, protocol, "server2") == BACK[4]
 
 
 def test_an_open_conversation_outlives_a_change_of_the_return_path(lab, director, protocol):

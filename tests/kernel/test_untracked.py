@@ -196,7 +196,8 @@ def test_stateless_translation_tracks_nothing(behind, stateless, family):
 def test_conversation_outlives_everything_that_others_do(behind, stateless, family):
     stateless.apply(stateless_file())
     with Conversation(behind, "client", ROUTED[family], 8888) as talk:
-        more = service(at("192.168.18.59", 80), backends(1), name="more")
+        # Of ports of its own: replies of a stateless service's backends are all that service's.
+        more = service(at("192.168.18.59", 80), backends(1, port=9998), name="more")
         stateless.apply(stateless_file() + more)
         assert talk.alive()
         stateless.apply(stateless_file())

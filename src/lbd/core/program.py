@@ -90,7 +90,7 @@ def _frame(draft: Draft) -> None:
 def _add(draft: Draft, virtual: Virtual, reading: Reading, salt: int) -> None:
     service, key = virtual.service, virtual.where.key
     chain = f"refuse_{service.when_empty}"
-    keeps = virtual.stay and (service.persistence or service.pins)
+    keeps = virtual.stay and (service.persistence or schedule.pinned(virtual))
     if virtual.targets or keeps:
         chain = schedule.add(draft, virtual, reading, salt)
         return_path.add(draft, virtual, reading, salt)

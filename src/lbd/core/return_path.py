@@ -6,6 +6,7 @@ neighbour of the backend it goes to, which would answer it directly, and when it
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 from lbd.core.draft import Draft
@@ -18,17 +19,48 @@ from lbd.core.virtual import Virtual
 
 def add(draft: Draft, virtual: Virtual, reading: Reading, salt: int) -> None:
     """Say what becomes of the source address of connections to `virtual`, and what is noted of them."""
-    key = virtual.where.key
-    draft.put(
-        f"return_path{common(reading)}", verdicts(reading), key, f"goto {_chain(draft, virtual, reading)}"
-    )
+    leaving, chain = _Leaving(reading), _chain(draft, virtual, reading)
+    for key in leaving.keys(virtual):
+        draft.put(f"return_path{common(reading)}", leaving.map, key, f"goto {chain}")
     if virtual.service.persistence and virtual.stay:
         sticky = Sticky(virtual, reading, salt)
         sticky.declare(draft)
         form = "" if virtual.form == "port" else "host_"
         name = f"record_{virtual.where.kind}_{form}{sticky.timeout}_{sticky.name}"
         chain = draft.chain(name, sticky.record)
-        draft.put(f"record{common(reading)}", verdicts(reading), key, f"jump {chain}")
+        for key in leaving.keys(virtual):
+            draft.put(f"record{common(reading)}", leaving.map, key, f"jump {chain}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaving:
+    """How a connection is told on its way out: by where it came to.
+
+    Of every address of the director nothing is left then but a port and an interface, and somebody else's
+    DNAT may have those, too: so there the backend it goes to is part of the key.
+    """
+
+    reading: Reading
+
+    @property
+    def wild(self) -> bool:
+        return not self.reading.shape.address and not self.reading.shape.mark
+
+    @property
+    def key(self) -> str:
+        to = f" . {ip(self.reading.family)} daddr" if self.wild else ""
+        return f"{self.reading.original}{to}"
+
+    @property
+    def map(self) -> Map:
+        plain = verdicts(self.reading)
+        return replace(plain, key=(*plain.key, address_type(self.reading.family))) if self.wild else plain
+
+    def keys(self, virtual: Virtual) -> list[str]:
+        if not self.wild:
+            return [virtual.where.key]
+        backends = sorted({target.address for target in (*virtual.targets, *virtual.stay)})
+        return [f"{virtual.where.key} . {address}" for address in backends]
 
 
 def _chain(draft: Draft, virtual: Virtual, reading: Reading) -> str:
@@ -74,6 +106,6 @@ def _pool(draft: Draft, addresses: list[str], ports: Ports | None, reading: Read
 
 def rules(draft: Draft, reading: Reading) -> list[str]:
     """Return what becomes of translated connections of a reading: what is noted, then the source address."""
-    match = f"{reading.original_guard}{reading.original} vmap"
+    match = f"{reading.original_guard}{_Leaving(reading).key} vmap"
     names = (f"record{common(reading)}", f"return_path{common(reading)}")
     return [f"{match} @{name}" for name in names if name in draft.maps]

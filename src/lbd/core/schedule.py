@@ -141,7 +141,7 @@ def add(draft: Draft, virtual: Virtual, reading: Reading, salt: int) -> str:
         sticky.declare(draft)
         name += f"_{sticky.name}"
         rules.insert(0, f"{'' if form == 'host' else match}{dnat}{sticky.lookup}{tail}")
-    if pins := _pins(virtual):
+    if pins := pinned(virtual):
         name += "_pinned"
         held = f"{'pins' if form == 'port' else 'pinhosts'}_{common}"
         client = f"{where}{ip(reading.family)} saddr"
@@ -183,7 +183,7 @@ def _pins_map(virtual: Virtual, reading: Reading, form: Form) -> Map:
     )
 
 
-def _pins(virtual: Virtual) -> dict[str, Target]:
+def pinned(virtual: Virtual) -> dict[str, Target]:
     """Return the pinned clients of the family and where they go, as far as that takes connections."""
     pins: dict[str, Target] = {}
     for pin in virtual.service.pins:

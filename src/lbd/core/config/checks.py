@@ -146,7 +146,7 @@ def _sources(written: Written) -> Iterator[Finding]:
     if not path.sources or not written.right("listen", "mark", "backends", "return_path"):
         return
     told = set()
-    for place, each in written.backends() if written.service.mark is not None else written.listens():
+    for place, each in written.servers() if written.service.mark is not None else written.listens():
         if each.family not in told and not path.of(each.family):
             told.add(each.family)
             message = (
