@@ -126,15 +126,6 @@ class Sticky:
         return f"jhash {source} mod {MODULUS} seed {CLIENT_SEED:#x}"
 
 
-def client_key(address: str, kept: Persistence) -> str:
-    """Return the part of a key that stands for a client."""
-    client = ip_address(address)
-    if client.version == 4:  # noqa: PLR2004 - the IP version
-        return str(IPv4Network((int(client), kept.prefix_v4), strict=False).network_address)
-    prefix = IPv6Network((int(client), kept.prefix_v6), strict=False).network_address
-    return str(jhash(prefix.packed, CLIENT_SEED) * MODULUS >> 32)
-
-
 def listen_hash(where: Where, salt: int) -> int:
     """Return what the kernel makes of a listen address: jhash of its fields, as in the registers."""
     values: dict[Field, bytes] = {
