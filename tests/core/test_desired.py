@@ -56,6 +56,19 @@ def test_each_listen_address_has_the_backends_of_its_family():
     assert elements["slots_tcp6"] == {"2001:db8::1 . 80 . 0": "fd00::1 . 80"}
 
 
+@pytest.mark.parametrize("state", ["drain", "down"])
+def test_who_goes_out_of_rotation_moves_nobody_else(state):
+    def slots(out):
+        backends = f'["10.0.0.1", {{ address = "10.0.0.2"{out} }}, "10.0.0.3", "10.0.0.4"]'
+        return wish(service(backends=backends)).table.elements["slots_tcp4"]
+
+    before, after = slots(""), slots(f', state = "{state}"')
+    assert before.keys() == after.keys()
+    stays = {key for key, data in before.items() if data != "10.0.0.2 . 80"}
+    assert all(after[key] == before[key] for key in stays)
+    assert set(after.values()) == {before[key] for key in stays}
+
+
 @pytest.mark.parametrize("out", ['state = "drain"', 'state = "down"', "weight = 0"])
 def test_backend_that_takes_no_part_has_no_slot(out):
     table = wish(service(backends=f'["10.0.0.1", {{ address = "10.0.0.2", {out} }}]')).table

@@ -93,44 +93,61 @@ def test_shares_are_those_of_the_weights(weights):
     size = maglev.table_size(total)
     counts = Counter(maglev.table(weights, size))
     for name, weight in weights.items():
-        # One turn more or less than its share, and 16 slots to each unit of weight.
-        assert abs(counts[name] - size * weight / total) <= weight + 1
+        # One in a hundred may be missing or too much, and less than a slot by rounding.
+        share = size * weight / total
+        assert abs(counts[name] - share) < 1 + share / maglev.LOOSE
+
+
+def excess(names, gone, size):
+    """The share of slots that move beyond those of the one that goes."""
+    before = maglev.table(dict.fromkeys(names, 1), size)
+    after = maglev.table({name: 1 for name in names if name != gone}, size)
+    assert gone not in after
+    return moved(before, after, gone) / size
 
 
 @pytest.mark.parametrize("gone", NAMES)
 def test_one_of_ten_that_goes_moves_few_of_the_others(gone):
-    size = maglev.table_size(len(NAMES))
-    before = maglev.table(dict.fromkeys(NAMES, 1), size)
-    after = maglev.table({name: 1 for name in NAMES if name != gone}, size)
-    # Its own tenth has to move, and 2 to 6 % of the others do (more slots would move fewer).
-    # Hashing modulo the number of backends would move nine tenths.
-    assert moved(before, after, gone) / size < 0.07
-    assert gone not in after
+    # Its own tenth has to move, and 3 % of the others do (more slots would move fewer). Hashing modulo the
+    # number of backends would move nine tenths.
+    assert excess(NAMES, gone, maglev.table_size(len(NAMES))) < 0.06
 
 
-def test_in_a_large_table_one_of_ten_that_goes_moves_one_in_a_hundred_of_the_others():
-    def excess(names, gone):
-        before = maglev.table(dict.fromkeys(names, 1), 4093)
-        after = maglev.table({name: 1 for name in names if name != gone}, 4093)
-        return moved(before, after, gone) / 4093
+@pytest.mark.parametrize("net", range(10))
+def test_in_a_large_table_one_of_ten_that_goes_moves_at_most_15_in_1000_of_the_others(net):
+    names = [f"192.168.{net}.{n} . 8080" for n in range(1, 11)]
+    assert max(excess(names, gone, 4093) for gone in names) <= 0.015
 
-    all_moved = [
-        excess(names, gone)
-        for net in range(5)
-        for names in ([f"10.0.{net}.{n} . 8080" for n in range(1, 11)],)
-        for gone in names
-    ]
-    assert sum(all_moved) / len(all_moved) < 0.015
-    # It depends on the names, of which one in twenty is unlucky.
-    assert max(all_moved) < 0.025
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(st.sampled_from(NAMES), st.integers(1, 6), min_size=2), st.data())
+def test_who_is_away_moves_nobody_else(weights, data):
+    away = data.draw(st.sets(st.sampled_from(sorted(weights)), max_size=len(weights) - 1))
+    size = maglev.table_size(sum(weights.values()))
+    before, after = maglev.table(weights, size), maglev.table(weights, size, away)
+    assert all(new == old for old, new in zip(before, after, strict=True) if old not in away)
+    left = {name: weight for name, weight in weights.items() if name not in away}
+    counts = Counter(after)
+    assert counts.keys() == left.keys()
+    for name, weight in left.items():
+        # What it has been given by rounding it may keep.
+        share = size * weight / sum(left.values())
+        assert abs(counts[name] - share) < 2 + share / maglev.LOOSE
 
 
 def test_one_that_comes_takes_from_all():
-    size = maglev.table_size(len(NAMES))
-    before = maglev.table(dict.fromkeys(NAMES[:-1], 1), size)
-    after = maglev.table(dict.fromkeys(NAMES, 1), size)
+    before = maglev.table(dict.fromkeys(NAMES[:-1], 1), 4093)
+    after = maglev.table(dict.fromkeys(NAMES, 1), 4093)
     taken = Counter(old for old, new in zip(before, after, strict=True) if new == NAMES[-1])
     assert taken.keys() == set(NAMES[:-1])
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_a_table_smaller_than_its_weights_is_filled(size):
+    assert set(maglev.table({NAMES[0]: 1000, NAMES[1]: 1}, size)) == {NAMES[0]}
+    assert Counter(maglev.table({NAMES[0]: 2, NAMES[1]: 1, NAMES[2]: 1}, size, {NAMES[0]})).keys() == {
+        *NAMES[1:3]
+    }
 
 
 def test_a_single_backend_has_every_slot():

@@ -81,7 +81,7 @@ SMALL = "table_size = {} is small for these weights; a larger one comes nearer"
         (
             weighted(1, 65535),
             "",
-            "192.0.2.1:80 with weight 1 of 65,536 gets 0.0229 % of new connections instead of 0.00153 %",
+            "192.0.2.1:80 with weight 1 of 65,536 gets 0.0244 % of new connections instead of 0.00153 %",
             FAR,
         ),
         (
@@ -100,7 +100,7 @@ SMALL = "table_size = {} is small for these weights; a larger one comes nearer"
         (
             weighted(9, 1, 1),
             "table_size = 5",
-            "192.0.2.2:80 with weight 1 of 11 gets 0 % of new connections instead of 9.09 %",
+            "192.0.2.3:80 with weight 1 of 11 gets 0 % of new connections instead of 9.09 %",
             SMALL.format(5),
         ),
         (
@@ -109,7 +109,7 @@ SMALL = "table_size = {} is small for these weights; a larger one comes nearer"
             "192.0.2.1:80 with weight 1 of 255 gets 0.415 % of new connections instead of 0.392 %",
             "the table has 4,093 slots; a larger table_size comes nearer",
         ),
-        # The last in the order of their text take no turn in the last round.
+        # The last in the order of their text get nothing of what is left over.
         (
             weighted(*[1] * 4096),
             "",

@@ -195,11 +195,14 @@ def test_one_of_ten_that_goes_moves_few_connections_of_the_others(
             for source, port in asked
         ]
 
-    before, after = choices(ten), choices(ten[:4] + ten[5:])
-    assert set(before) == {f"b{port}" for port in TEN}
     gone = f"b{TEN[4]}"
+    before, after = choices(ten), choices(ten[:4] + ten[5:])
+    down = choices([*ten[:4], {"address": ten[4], "state": "down"}, *ten[5:]])
+    assert set(before) == {f"b{port}" for port in TEN}
+    assert gone not in down
+    assert all(new == old for old, new in zip(before, down, strict=True) if old != gone)
     moved = sum(old not in (new, gone) for old, new in zip(before, after, strict=True))
-    # tests/core/test_maglev.py has what is promised: 1.1 % on the average, hence 4 or 5 of these.
+    # tests/core/test_maglev.py has what is promised: 0.6 % on the average, hence 2 or 3 of these.
     assert moved < 16, moved
     assert gone not in after
 

@@ -15,7 +15,7 @@ DIRECTORY = "/etc/lbd"
 
 # From these ports maglev by address and port sends the client to the first and to the second real server, in
 # both families, whether or not the backends have a port.
-NEAR, FAR = 10_003, 10_032
+NEAR, FAR = 10_385, 10_087
 
 VIP4, VIP6 = "192.168.18.58", "2001:db8:18::58"
 BACK4, BACK6 = "192.168.2.90", "2001:db8:2::90"

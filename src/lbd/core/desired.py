@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from lbd.core import ingress, offload
 from lbd.core.observed import Observed, name
@@ -65,6 +65,15 @@ def in_use(service: Service, family: Family, observed: Observed) -> tuple[Backen
     return tuple(b for b in able if b.backup == first)
 
 
+def _away(service: Service, family: Family, active: Sequence[Backend]) -> Iterator[Backend]:
+    """Give those that are out of rotation now, and otherwise share connections with the ones in use."""
+    uses = frozenset(active)
+    pools = {backend.backup for backend in service.backends if backend in uses}
+    for backend in service.backends:
+        if backend.family == family and backend.backup in pools and backend.weight and backend not in uses:
+            yield backend
+
+
 def _may_stay(service: Service, backend: Backend, observed: Observed) -> bool:
     """Tell whether a backend out of rotation keeps the clients that are with it: a drained or a full one."""
     if backend.state == "up":
@@ -87,6 +96,7 @@ def virtuals_of(service: Service, observed: Observed) -> Iterator[Virtual]:
             targets=takers,
             total=sum(reduce(weights).values()),
             stay=frozenset({*takers, *waiting}),
+            away={of_family[b]: b.weight for b in _away(service, where.family, active)},
         )
 
 

@@ -1,17 +1,20 @@
 """Maglev tables and the kernel's jhash: which backend a connection gets, without asking the kernel.
 
-The table is that of "Maglev: A Fast and Reliable Software Network Load Balancer" (NSDI 2016, section 3.4):
-each backend walks its own permutation of the slots and takes the next free one in turn. A backend that
-comes or goes moves few of the others' slots, and two directors with the same backends make the same
-table. Weights give a backend its turns in proportion.
+A table is what "Maglev: A Fast and Reliable Software Network Load Balancer" (NSDI 2016, section 3.4) makes of
+it: even shares, few slots of others moved by a backend that comes or goes, and the same for all who know the
+same backends. It is not filled as there, where a backend that finds a slot taken walks on to a free one. Here
+it has missed its turn, since a walk depends on all the others, and moves twice as many slots when one of them
+goes (docs/adr/0008-maglev-tables.md).
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from hashlib import blake2b
 from ipaddress import IPv4Address, IPv6Address
+from random import Random
 
 # The seed of the kernel's hash is always written: an unset one is random in each kernel and never dumped,
 # and two directors would then choose differently.
@@ -24,41 +27,69 @@ SEED = 1
 SIZES = (251, 1021, 4093, 16381, 65521)
 SLOTS_PER_WEIGHT = 16
 
+# How much of a share may be missing or too much, as a part of it: nobody can tell one in a hundred from
+# chance, and exact shares would move a third more of the others' slots when a backend goes.
+LOOSE = 100
+
 
 def table_size(weights: int) -> int:
     """Return the number of slots for backends whose reduced weights add up to `weights`."""
     return next((m for m in SIZES if m >= weights * SLOTS_PER_WEIGHT), SIZES[-1])
 
 
-def table(weights: Mapping[str, int], size: int) -> list[str]:
-    """Fill `size` slots with the names of `weights` (all weights at least 1, `size` prime).
+def table(weights: Mapping[str, int], size: int, away: Collection[str] = ()) -> list[str]:
+    """Fill `size` slots with the names of `weights` (all weights at least 1) that are not `away`.
 
-    The result depends on names and weights only, not on the order of the mapping.
+    Those away have slots at first, which are then given to the others: who has a slot and stays keeps it.
+    The result depends on names, weights and who is away, not on any order.
     """
-    names = sorted(weights)
-    heaviest = max(weights.values())
-    position, step = {}, {}
-    for name in names:
-        one, two = struct.unpack("<QQ", blake2b(name.encode(), digest_size=16).digest())
-        position[name], step[name] = one % size, two % (size - 1) + 1
-    slots: list[str] = [""] * size
-    turns = dict.fromkeys(names, 0)
-    left = size
-    while True:
-        for name in names:
-            # A backend of half the heaviest's weight takes every second turn.
-            turns[name] += weights[name]
-            if turns[name] < heaviest:
+    slots = [""] * size
+    # Of a name alone, so that two directors throw alike. random() gives the same for a seed in every Python.
+    dice = {
+        name: Random(int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big"))  # noqa: S311
+        for name in sorted(weights)
+    }
+    _fill(slots, weights, dice)
+    if away:
+        slots = ["" if name in away else name for name in slots]
+        _fill(slots, {name: weight for name, weight in weights.items() if name not in away}, dice)
+    return slots
+
+
+def _fill(slots: list[str], weights: Mapping[str, int], dice: Mapping[str, Random]) -> None:
+    """Let each backend throw at the slots, its weight times in a round, until it has its share."""
+    size = len(slots)
+    has = Counter(slots)
+    shares = _shares(weights, size)
+    least = {name: share - share // LOOSE for name, share in shares.items()}
+    most = {name: share + share // LOOSE for name, share in shares.items()}
+    left = has[""]
+    owed = sum(max(0, least[name] - has[name]) for name in weights)
+    throws = [(name, dice[name].random) for name in dice if name in weights for _ in range(weights[name])]
+    while left:
+        for name, throw in throws:
+            at = int(throw() * size)
+            if slots[at]:
                 continue
-            turns[name] -= heaviest
-            at = position[name]
-            while slots[at]:
-                at = (at + step[name]) % size
+            if has[name] < least[name]:
+                owed -= 1
+            elif has[name] >= most[name] or left <= owed:
+                continue
             slots[at] = name
-            position[name] = (at + step[name]) % size
+            has[name] += 1
             left -= 1
-            if not left:
-                return slots
+        enough = most if left > owed else least
+        throws = [each for each in throws if has[each[0]] < enough[each[0]]]
+
+
+def _shares(weights: Mapping[str, int], size: int) -> dict[str, int]:
+    """Divide `size` slots by weight, those left over to the largest remainders."""
+    total = sum(weights.values())
+    shares = {name: size * weight // total for name, weight in weights.items()}
+    by_remainder = sorted(weights, key=lambda name: (-(size * weights[name] % total), name))
+    for name in by_remainder[: size - sum(shares.values())]:
+        shares[name] += 1
+    return shares
 
 
 def slot(size: int, source: IPv4Address | IPv6Address, source_port: int) -> int:

@@ -156,7 +156,7 @@ def _alike(service: Service, family: Family, active: Sequence[Backend]) -> tuple
         return tuple(weights), "list"
     if service.table_size:
         return tuple(weights), service.table_size
-    # lbd's choice is made of all backends, also those that are down.
+    # Those out of rotation count for lbd's choice of the size, and have slots to give away.
     return tuple(weights), tuple(sorted(b.weight for b in service.backends if b.family == family))
 
 
@@ -187,7 +187,7 @@ def _furthest(virtual: Virtual, slots: Sequence[Target]) -> _Off | None:
 
 
 def _in_order(virtual: Virtual) -> list[Target]:
-    """Return the backends in the order in which a maglev table has them take their turns."""
+    """Return the backends in the order in which a maglev table gives out what is left over."""
     return sorted(virtual.targets, key=lambda target: target.element)
 
 

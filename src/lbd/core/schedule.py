@@ -66,10 +66,10 @@ def pick(virtual: Virtual, reading: Reading) -> Pick:
         fields = hashed(virtual)
         words = "" if fields == DEFAULT_HASH else "_" + "_".join(LETTERS[name] for name in fields)
         expression = f"jhash {_hash_key(fields, virtual, reading)} mod {size} seed {maglev.SEED:#x}"
-        return Pick(f"maglev_{size}{words}", expression, _maglev(virtual.targets, size))
+        return Pick(f"maglev_{size}{words}", expression, _maglev(virtual.targets, size, virtual.away))
     if service.scheduler == "least-connections":
         # Slots change with what is open: as few of them as can be, hence a maglev table.
-        slots = _maglev(virtual.targets, BALANCED_SLOTS)
+        slots = _maglev(virtual.targets, BALANCED_SLOTS, {})
         return Pick(f"random_{len(slots)}", f"numgen random mod {len(slots)}", slots)
     slots = tuple(share(virtual.targets))
     if service.scheduler == "random":
@@ -78,11 +78,11 @@ def pick(virtual: Virtual, reading: Reading) -> Pick:
     return Pick(f"turns_{_spelt(virtual)}", f"numgen inc mod {len(slots)}", slots)
 
 
-def _maglev(targets: Mapping[Target, int], size: int) -> tuple[Target, ...]:
+def _maglev(targets: Mapping[Target, int], size: int, away: Mapping[Target, int]) -> tuple[Target, ...]:
     by_name = {target.element: target for target in targets}
     # Reduced, since beside a weight of 65,535 one of 1 would get no slot at all.
-    weights = {target.element: weight for target, weight in reduce(targets).items()}
-    return tuple(by_name[name] for name in maglev.table(weights, size))
+    weights = {target.element: weight for target, weight in reduce({**away, **targets}).items()}
+    return tuple(by_name[name] for name in maglev.table(weights, size, weights.keys() - by_name.keys()))
 
 
 def _hash_key(fields: tuple[HashField, ...], virtual: Virtual, reading: Reading) -> str:

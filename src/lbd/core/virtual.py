@@ -39,10 +39,11 @@ class Target:
 class Virtual:
     """One listen address of `service` with its backends of its family and protocol.
 
-    `targets` take new connections, by weight. `stay` are those that a client who is with them may stay with:
-    the targets and the drained. `total` is the sum of the reduced weights of all backends in the file, live
-    or not: the size of a maglev table follows it, so that a backend that dies does not change the table's
-    size (which would move every client).
+    `targets` take new connections, by weight. `away` would, by weight, if they were in rotation: a maglev
+    table is made of both, so that who goes and comes back moves nobody else's clients. `stay` are those that
+    a client who is with them may stay with: the targets and the drained. `total` is the sum of the reduced
+    weights of all backends in the file, live or not: the size of a maglev table follows it, so that a backend
+    that dies does not change the table's size (which would move every client).
     """
 
     where: Where
@@ -50,6 +51,7 @@ class Virtual:
     targets: Mapping[Target, int]
     total: int
     stay: frozenset[Target] = field(default_factory=frozenset)
+    away: Mapping[Target, int] = field(default_factory=dict)
 
     @property
     def form(self) -> Form:
