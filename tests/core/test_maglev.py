@@ -142,6 +142,11 @@ def test_one_that_comes_takes_from_all():
     assert taken.keys() == set(NAMES[:-1])
 
 
+def test_what_counts_are_proportions():
+    names = {name: 1 + i % 3 for i, name in enumerate(NAMES)}
+    assert maglev.table(names, 1021) == maglev.table({name: 100 * w for name, w in names.items()}, 1021)
+
+
 @pytest.mark.parametrize("size", [3, 5])
 def test_a_table_smaller_than_its_weights_is_filled(size):
     assert set(maglev.table({NAMES[0]: 1000, NAMES[1]: 1}, size)) == {NAMES[0]}

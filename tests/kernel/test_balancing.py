@@ -70,6 +70,8 @@ def test_full_backend_takes_no_more_and_again_when_it_has_fewer(lab, servers, di
     limited = [{"address": address, "max_connections": MOST} for address in backends(1, family)]
     text = service(at(VIP[family], 8888), [*limited, *backends(2, family)[1:]], scheduler="round-robin")
     director.apply(text)
+    # Those of another test may just be ending.
+    assert wait_until(lambda: not any(known(director, "connections").values()), PATIENCE)
     since = len(director.lines)
     with ExitStack() as held:
         had = Counter()

@@ -57,7 +57,7 @@ def table(weights: Mapping[str, int], size: int, away: Collection[str] = ()) -> 
 
 
 def _fill(slots: list[str], weights: Mapping[str, int], dice: Mapping[str, Random]) -> None:
-    """Let each backend throw at the slots, its weight times in a round, until it has its share."""
+    """Let each backend throw at the slots, as often as its weight says, until it has its share."""
     size = len(slots)
     has = Counter(slots)
     shares = _shares(weights, size)
@@ -65,9 +65,16 @@ def _fill(slots: list[str], weights: Mapping[str, int], dice: Mapping[str, Rando
     most = {name: share + share // LOOSE for name, share in shares.items()}
     left = has[""]
     owed = sum(max(0, least[name] - has[name]) for name in weights)
-    throws = [(name, dice[name].random) for name in dice if name in weights for _ in range(weights[name])]
+    heaviest = max(weights.values())
+    credit = dict.fromkeys(weights, 0)
+    throws = [(name, dice[name].random) for name in dice if name in weights]
     while left:
         for name, throw in throws:
+            # One of half the heaviest's weight throws every second time, whatever the weights are in numbers.
+            credit[name] += weights[name]
+            if credit[name] < heaviest:
+                continue
+            credit[name] -= heaviest
             at = int(throw() * size)
             if slots[at]:
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
 from lbd.core.settings import Backend, Config, Network, Service
 
@@ -22,8 +23,20 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class Override:
+    """What a backend is to be whatever the file says, and who says so."""
+
+    state: Literal["drain", "maintenance"]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """The host as far as the rules depend on it.
+
+    Of backends: `dead` are those that checks say are down, `overrides` what was said at run time (by a
+    command or an agent), `ended` the drained ones whose last connection is over. `portions` are per cent of
+    their weights, where it is not 100; with 0 a backend takes no new connections.
 
     `expired` are drained backends whose time is over. `neighbours` are networks with the interface that
     leads to them without a router. `full` are backends with as many connections as they may have; `shares`
@@ -39,6 +52,10 @@ class Observed:
     links: Mapping[str, Link] = field(default_factory=dict)
     interfaces: frozenset[str] = frozenset()
     offloads: bool = False
+    dead: frozenset[BackendName] = frozenset()
+    overrides: Mapping[BackendName, Override] = field(default_factory=dict)
+    ended: frozenset[BackendName] = frozenset()
+    portions: Mapping[BackendName, int] = field(default_factory=dict)
 
 
 def name(service: Service, backend: Backend) -> BackendName:

@@ -14,6 +14,7 @@ from ipaddress import (
 )
 from typing import Literal
 
+from lbd.core.probes import Health
 from lbd.core.state import MAIN
 
 IP = IPv4Address | IPv6Address
@@ -28,7 +29,9 @@ HashField = Literal["source-address", "source-port", "destination-address", "des
 WhenEmpty = Literal["reject", "drop"]
 Refusal = Literal["drop", "reject"]
 Log = Literal["off", "new", "path"]
-BackendState = Literal["up", "drain", "down"]
+BackendState = Literal["up", "drain", "down", "maintenance"]
+# What becomes of open TCP connections of a backend that goes.
+OnDown = Literal["keep", "reset"]
 
 # What IPv6 makes of a route without a metric (IP6_RT_PRIO_USER, include/net/ip6_route.h).
 IPV6_METRIC = 1024
@@ -230,7 +233,8 @@ class Service:
 
     It takes what comes to `listen` (and enters `interface`), or all that has `mark` when that is not None;
     then `listen` is empty. There may be no backend. `table_size` is a maglev table's, 0 for lbd's choice.
-    `sorry` takes the connections when no backend can, and is of one family.
+    `sorry` takes the connections when no backend can, and is of one family. `on_down` None: reset those of
+    backends that are down, keep those of backends that an administrator takes away.
     """
 
     name: str
@@ -253,6 +257,8 @@ class Service:
     offload: bool = False
     log: Log = "off"
     ssh: bool = False
+    health: Health | None = None
+    on_down: OnDown | None = None
 
 
 @dataclass(frozen=True, slots=True)
