@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from lbd.core import ingress, offload
-from lbd.core.observed import Observed, name
+from lbd.core.observed import Observed
 from lbd.core.program import LogTo, Surroundings, build
+from lbd.core.rotation import KEEPING, condition, rotation, weight
 from lbd.core.settings import (
     IP,
     AddressEntry,
@@ -54,40 +55,17 @@ def desired(config: Config, observed: Observed | None = None) -> Desired:
     )
 
 
-def in_use(service: Service, family: Family, observed: Observed) -> tuple[Backend, ...]:
-    """Return the backends that take new connections now: the first that can of the pools, by priority."""
-    able = [b for b in service.backends if b.family == family and b.in_rotation]
-    if observed.full:
-        able = [b for b in able if name(service, b) not in observed.full]
-    if not able:
-        return tuple(b for b in service.sorry if b.family == family)
-    first = min(b.backup for b in able)
-    return tuple(b for b in able if b.backup == first)
-
-
-def _away(service: Service, family: Family, active: Sequence[Backend]) -> Iterator[Backend]:
-    """Give those that are out of rotation now, and otherwise share connections with the ones in use."""
-    uses = frozenset(active)
-    pools = {backend.backup for backend in service.backends if backend in uses}
-    for backend in service.backends:
-        if backend.family == family and backend.backup in pools and backend.weight and backend not in uses:
-            yield backend
-
-
-def _may_stay(service: Service, backend: Backend, observed: Observed) -> bool:
-    """Tell whether a backend out of rotation keeps the clients that are with it: a drained or a full one."""
-    if backend.state == "up":
-        return not backend.weight or name(service, backend) in observed.full
-    return backend.state == "drain" and name(service, backend) not in observed.expired
-
-
 def virtuals_of(service: Service, observed: Observed) -> Iterator[Virtual]:
     """Give the listen addresses of a service, each with the backends that stand behind it now."""
     for where, listen in wheres(service):
         of_family = {b: _target(b, listen) for b in service.backends if b.family == where.family}
-        active = in_use(service, where.family, observed)
-        takers = {of_family.get(b) or _target(b, listen): _weight(service, b, observed) for b in active}
-        waiting = (target for b, target in of_family.items() if _may_stay(service, b, observed))
+        turns = rotation(service, where.family, observed)
+        takers = {of_family.get(b) or _target(b, listen): weight(service, b, observed) for b in turns.active}
+        waiting = (
+            target
+            for b, target in of_family.items()
+            if target not in takers and condition(service, b, observed).state in KEEPING
+        )
         # All of the file, also those of other pools: the size of a table is not to change with them.
         weights = {target: b.weight for b, target in of_family.items()}
         yield Virtual(
@@ -96,7 +74,7 @@ def virtuals_of(service: Service, observed: Observed) -> Iterator[Virtual]:
             targets=takers,
             total=sum(reduce(weights).values()),
             stay=frozenset({*takers, *waiting}),
-            away={of_family[b]: b.weight for b in _away(service, where.family, active)},
+            away={of_family[b]: weight(service, b, observed) for b in turns.away},
         )
 
 
@@ -119,12 +97,6 @@ def _target(backend: Backend, listen: Listen | None) -> Target:
     if listen.ports.single:
         return Target(str(backend.address), backend.ports_behind(listen))
     return Target(str(backend.address), backend.ports)
-
-
-def _weight(service: Service, backend: Backend, observed: Observed) -> int:
-    if service.scheduler == "least-connections" and observed.shares:
-        return observed.shares.get(name(service, backend), backend.weight) or 1
-    return max(1, backend.weight)
 
 
 def _neighbours(config: Config, observed: Observed) -> Iterator[tuple[Network, str]]:

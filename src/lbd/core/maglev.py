@@ -65,10 +65,10 @@ def _fill(slots: list[str], weights: Mapping[str, int], dice: Mapping[str, Rando
     most = {name: share + share // LOOSE for name, share in shares.items()}
     left = has[""]
     owed = sum(max(0, least[name] - has[name]) for name in weights)
-    heaviest = max(weights.values())
     credit = dict.fromkeys(weights, 0)
     throws = [(name, dice[name].random) for name in dice if name in weights]
     while left:
+        heaviest = max(weights[name] for name, _ in throws)
         for name, throw in throws:
             # One of half the heaviest's weight throws every second time, whatever the weights are in numbers.
             credit[name] += weights[name]

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import floor, inf, log, log10
 
-from lbd.core.desired import in_use, virtuals_of, wheres
+from lbd.core.desired import virtuals_of, wheres
 from lbd.core.maglev import SIZES
 from lbd.core.observed import Observed
+from lbd.core.rotation import rotation
 from lbd.core.schedule import hashed, pick
 from lbd.core.settings import WHOLE_MARK, Backend, Config, Family, Service
 from lbd.core.shape import readings
@@ -130,7 +131,7 @@ class _Shares:
         )
 
     def _off(self, service: Service, family: Family) -> _Off | None:
-        active = in_use(service, family, NOTHING)
+        active = rotation(service, family, NOTHING).active
         if len(active) < 2:  # noqa: PLR2004 - one has all
             return None
         key = _alike(service, family, active)
@@ -205,7 +206,7 @@ def _turns(service: Service) -> int:
     """Return how many chains a service has of its own to take turns."""
     if service.scheduler != "round-robin":
         return 0
-    return sum(len(in_use(service, where.family, NOTHING)) > 1 for where, _ in wheres(service))
+    return sum(len(rotation(service, where.family, NOTHING).active) > 1 for where, _ in wheres(service))
 
 
 def _persistence(service: Service) -> str:

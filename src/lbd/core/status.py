@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lbd.core.desired import in_use
 from lbd.core.observed import BackendName, Observed
+from lbd.core.rotation import rotation
 from lbd.core.settings import Backend, Config, Service
 from lbd.core.words import many
 
@@ -51,7 +51,9 @@ def document(standing: Standing, config: Config | None) -> dict[str, Any]:
 
 def _service(service: Service, standing: Standing) -> dict[str, Any]:
     families = {backend.family for backend in (*service.backends, *service.sorry)}
-    taking = {backend for family in families for backend in in_use(service, family, standing.observed)}
+    taking = {
+        backend for family in families for backend in rotation(service, family, standing.observed).active
+    }
     taken_by = "up" if taking & set(service.backends) else "sorry" if taking else "empty"
     listen = [str(listen) for listen in service.listen] or [f"mark {service.mark:#x}"]
     return {
