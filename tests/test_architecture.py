@@ -21,7 +21,7 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"daemon", "lab"},
-    {"intent", "packets", "balancing"},
+    {"intent", "packets", "balancing", "checking", "overrides", "leftovers", "drifts", "verdict"},
     {"host", "testing", "client"},
     {"reconcile"},
     {"core"},

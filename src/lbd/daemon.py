@@ -13,29 +13,33 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import lbd
 from lbd.balancing import Balancing
+from lbd.checking import Checking
 from lbd.core import control, report
-from lbd.core.observed import next_deadline
+from lbd.core.observed import Observed, next_deadline
 from lbd.core.pacer import Pacer, Reason
 from lbd.core.plan import Plan
-from lbd.core.report import Actor
 from lbd.core.settings import Config
 from lbd.core.state import Desired
 from lbd.core.status import Standing, State, document, headline
+from lbd.drifts import Drifts
 from lbd.host.director import Director
 from lbd.host.journal import Journal
 from lbd.host.net_events import NetEvents
-from lbd.host.nft_events import Commit, NftEvents
+from lbd.host.nft_events import NftEvents
 from lbd.host.notify import Notify
 from lbd.host.serve import Answer, ControlServer, Request
 from lbd.host.store import Store
 from lbd.host.watch import FileWatch
 from lbd.intent import InForce, Intent
+from lbd.leftovers import Leftovers
+from lbd.overrides import Overrides
 from lbd.packets import PacketPath
 from lbd.reconcile import Outcome, RefusedError, reconcile
+from lbd.verdict import verdict
 
 # What makes us read the file again. A look for any other reason must not pick up a half-written one.
 FILE_REASONS: frozenset[Reason] = frozenset({"start", "file", "signal", "reload"})
@@ -46,9 +50,6 @@ THOROUGH_REASONS: frozenset[Reason] = frozenset({"start", "audit", "signal", "re
 # A look that takes longer than this hangs, and the service manager is not told any more that we are well.
 # Twice the worker's deadline, so that a hanging worker is replaced first.
 LOOK_MOST = 60.0
-
-# Commits by others that are remembered between two looks; past that only their number would grow.
-COMMITS_MOST = 256
 
 # The longest sleep that asyncio need be asked for.
 SLEEP_MOST = 3600.0
@@ -62,6 +63,16 @@ class Directories:
     state: Path
 
 
+class Source(Protocol):
+    """Something that knows more than the file does about who is to take connections, and asks for looks."""
+
+    async def follow(self, config: Config | None) -> None:
+        """Be of `config` from now on; None ends it. What is known in time for a first look comes before."""
+
+    def merged(self, observed: Observed) -> Observed:
+        """Return `observed` with what is known here. For any thread; it does not wait."""
+
+
 class Daemon:
     """One director's daemon. `run` returns when it is told to stop."""
 
@@ -72,7 +83,13 @@ class Daemon:
         self.lost: list[str] = []
         self.director = Director(self.intent.store, lost=self.lost.append)
         self.packets = PacketPath(self.journal.send)
+        store, say = self.intent.store, self.journal.send
+        self.overrides = Overrides(say, lambda: self._trigger("override"), store)
+        self.checking = Checking(say, lambda: self._trigger("health"), store)
+        self.leftovers = Leftovers(say, store)
         self.balancing = Balancing(self.journal.send, lambda: self._trigger("balance"))
+        # In this order: who is counted depends on who is out.
+        self.sources: tuple[Source, ...] = (self.overrides, self.checking, self.balancing)
         self.server = ControlServer(
             directories.runtime / control.SOCKET_NAME, self._answer, self._answer_failed
         )
@@ -87,11 +104,7 @@ class Daemon:
         self.applied_digest = ""
         self.undone: tuple[str, ...] | None = None
         self.outcome: Outcome | None = None
-        self.drifts = 0
-        self.last_drift: dict[str, Any] | None = None
-
-        self.commits: list[Commit] = []
-        self.actors: list[Actor] = []
+        self.drifts = Drifts()
         self.waiting: list[asyncio.Future[Answer]] = []
 
     async def run(self) -> None:
@@ -121,7 +134,8 @@ class Daemon:
             loop.remove_reader(self.nft_events.fileno())
             loop.remove_reader(self.net_events.fileno())
             self.packets.follow(None)
-            await self.balancing.follow(None)
+            for source in self.sources:
+                await source.follow(None)
             await self.server.close()
             self.watch.close()
             await asyncio.to_thread(self.director.close)
@@ -139,18 +153,13 @@ class Daemon:
         self.wake.set()
 
     def _ruleset_changed(self) -> None:
-        self.commits += self.nft_events.drain()
-        del self.commits[:-COMMITS_MOST]
+        self.drifts.hear(self.nft_events.drain())
         # While a look is under way its own commits are announced too, and not yet known as ours.
         if self.look_began is None:
             self._sift_commits()
 
     def _sift_commits(self) -> None:
-        foreign = [c for c in self.commits if c.lost or c.generation not in self.director.own]
-        self.commits.clear()
-        if foreign:
-            self.actors += [Actor(c.pid, c.process) for c in foreign if not c.lost]
-            del self.actors[:-COMMITS_MOST]
+        if self.drifts.sift(self.director.own):
             self._trigger("rules")
 
     def _net_changed(self) -> None:
@@ -195,7 +204,7 @@ class Daemon:
             self._tell_status()
             for future in waiting:
                 if not future.done():
-                    future.set_result(self._verdict())
+                    future.set_result(verdict(self.intent.refusal, self.outcome))
 
     async def _look(self, reasons: frozenset[Reason], began: float) -> None:
         # A file is told of when it is new, when it is good again, and when somebody asked.
@@ -219,6 +228,8 @@ class Daemon:
             if before is None or why not in before.plan.lacking:
                 self.journal.send(report.degraded(why))
         if outcome.converged:
+            thorough = bool(reasons & THOROUGH_REASONS)
+            await self.leftovers.clear(now.config, self.intent.observed, thorough=thorough)
             await self._converged(reasons)
         self.pacer.done(time.monotonic(), converged=outcome.converged, drift=drifted)
         self._await_deadline(now.config)
@@ -230,13 +241,13 @@ class Daemon:
         # Also who came while we looked: what they did may be what was repaired.
         self._ruleset_changed()
         self._sift_commits()
-        actors, self.actors = self.actors, []
+        actors = self.drifts.actors()
         # The same is asked for as at the last look, and yet there is more to do than was left undone then:
         # somebody else changed the host.
         left = self.undone if wish is not None and self.applied is wish else None
         news = self.intent.news()
         if left is not None and outcome.goes_beyond(left):
-            self._note_drift(outcome, actors, took, repaired=outcome.is_back_to(left))
+            self.journal.send(self.drifts.note(outcome, actors, took, repaired=outcome.is_back_to(left)))
             return True
         if outcome.undone is None:
             return False
@@ -254,9 +265,11 @@ class Daemon:
     def _bring(self, config: Config, reasons: frozenset[Reason]) -> tuple[Desired | None, Outcome]:
         """Look at the host and bring it to what the file asks for, given what it is like. Blocks."""
         try:
-            observed = self.balancing.merged(self.director.observe(config))
+            observed = self.director.observe(config)
         except RefusedError as error:
             return None, Outcome(Plan(), (str(error),), permission=error.permission)
+        for source in self.sources:
+            observed = source.merged(observed)
         wish = self.intent.wish(observed)
         # A drained backend that is down now changes no rule: only what is noted of it is not true any more.
         told = self.applied is None or self.applied.table.learned != wish.table.learned
@@ -272,7 +285,8 @@ class Daemon:
         if now := self.intent.now:
             self.pacer.audit = now.config.director.audit
             self.packets.follow(now.config)
-            await self.balancing.follow(now.config)
+            for source in self.sources:
+                await source.follow(now.config)
 
     async def _converged(self, reasons: frozenset[Reason]) -> None:
         if not self.ready:
@@ -282,15 +296,6 @@ class Daemon:
         if reasons & FILE_REASONS and not self.intent.refusal:
             for entry in (await asyncio.to_thread(self.intent.keep)).entries:
                 self.journal.send(entry)
-
-    def _note_drift(self, outcome: Outcome, actors: list[Actor], took: float, *, repaired: bool) -> None:
-        self.drifts += 1
-        self.last_drift = {
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "operations": len(outcome.plan.lines()),
-            "by": report.who(actors),
-        }
-        self.journal.send(report.drift(outcome.plan, actors, took, repaired=repaired))
 
     # What others are told.
 
@@ -304,12 +309,13 @@ class Daemon:
             hash=now.digest if now else "",
             error=refusal.summary if refusal else "",
             problems=problems,
-            drifts=self.drifts,
-            last_drift=self.last_drift,
+            drifts=self.drifts.count,
+            last_drift=self.drifts.last,
             elements=outcome.elements if outcome else 0,
             generation=outcome.generation if outcome else 0,
             connections=self.balancing.balance.connections,
             observed=self.intent.observed,
+            beliefs=self.checking.beliefs,
         )
 
     def _headline(self) -> str:
@@ -331,17 +337,6 @@ class Daemon:
             self._trigger("reload")
             return await future
         return {"ok": False, "error": f"unknown command {request.command!r}", "exit": control.USAGE}
-
-    def _verdict(self) -> Answer:
-        """Return what `lbd reload` is told: about the file first, then about the host."""
-        if self.intent.refusal:
-            return {"ok": False, "error": str(self.intent.refusal), "exit": control.BAD_FILE}
-        outcome = self.outcome
-        if outcome is None or not outcome.converged:
-            error = "\n".join(outcome.failures) if outcome else "nothing was applied"
-            denied = outcome is not None and outcome.permission
-            return {"ok": False, "error": error, "exit": control.NO_PERMISSION if denied else control.FAILED}
-        return {"ok": True, "operations": len(outcome.plan.lines())}
 
     def _answer_failed(self, error: Exception) -> None:
         self.journal.send(report.degraded(f"the control socket failed: {error!r}"))

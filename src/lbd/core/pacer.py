@@ -8,7 +8,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-Reason = Literal["start", "file", "signal", "reload", "rules", "net", "audit", "retry", "deadline", "balance"]
+Reason = Literal[
+    "start",
+    "file",
+    "signal",
+    "reload",
+    "rules",
+    "net",
+    "audit",
+    "retry",
+    "deadline",
+    "override",
+    "health",
+    "balance",
+]
 
 # What a look of any kind answers, since it reads the host anew.
 HOST_REASONS: frozenset[Reason] = frozenset({"rules", "net"})
@@ -18,6 +31,9 @@ HOST_REASONS: frozenset[Reason] = frozenset({"rules", "net"})
 SETTLE = 0.3
 # A file that never settles is looked at all the same.
 SETTLE_MOST = 2.0
+
+# A rack that loses its power is many backends within a moment, and one transaction.
+HEALTH_SETTLE = 0.05
 
 # One who changes our rules again and again is answered at once, then ever more slowly: 1 s, 2 s, 4 s ...
 GAP_LEAST, GAP_MOST = 1.0, 30.0
@@ -58,6 +74,8 @@ class Pacer:
             case "rules" | "net":
                 at = max(now, self._last_drift + self._gap)
                 self.reasons[reason] = min(at, self.reasons.get(reason, at))
+            case "health":
+                self.reasons.setdefault("health", now + HEALTH_SETTLE)
             case "balance":
                 self.reasons.setdefault("balance", max(now, self._rested))
             case _:

@@ -16,6 +16,9 @@ COLOURS = {
     "standby": "36",
     "sorry": "31",
     "full": "33",
+    "maintenance": "33",
+    "starting": "36",
+    "panic": "31",
 }
 
 

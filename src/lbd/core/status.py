@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lbd.core.health import Belief
 from lbd.core.observed import BackendName, Observed
-from lbd.core.rotation import rotation
+from lbd.core.rotation import condition, rotation
 from lbd.core.settings import Backend, Config, Service
 from lbd.core.words import many
+
+WHOLE = 100  # per cent
 
 State = Literal["converged", "converging", "degraded"]
 
@@ -20,7 +23,8 @@ class Standing:
 
     `hash` is that of the file in force; `error` is why the file on disk is not it; `problems` is what
     keeps the host from it. `last_drift` is {"time", "operations", "by"} or None. `connections` are those of
-    backends where they are counted, `observed` is of what the rules in force were made.
+    backends where they are counted, `observed` is of what the rules in force were made, `beliefs` is what
+    health checks say.
     """
 
     state: State
@@ -34,6 +38,7 @@ class Standing:
     generation: int = 0
     connections: Mapping[BackendName, int] = field(default_factory=dict)
     observed: Observed = field(default_factory=Observed)
+    beliefs: Mapping[BackendName, Belief] = field(default_factory=dict)
 
 
 def document(standing: Standing, config: Config | None) -> dict[str, Any]:
@@ -51,10 +56,11 @@ def document(standing: Standing, config: Config | None) -> dict[str, Any]:
 
 def _service(service: Service, standing: Standing) -> dict[str, Any]:
     families = {backend.family for backend in (*service.backends, *service.sorry)}
-    taking = {
-        backend for family in families for backend in rotation(service, family, standing.observed).active
-    }
+    turns = [rotation(service, family, standing.observed) for family in families]
+    taking = {backend for each in turns for backend in each.active}
     taken_by = "up" if taking & set(service.backends) else "sorry" if taking else "empty"
+    if any(each.panic for each in turns):
+        taken_by = "panic"
     listen = [str(listen) for listen in service.listen] or [f"mark {service.mark:#x}"]
     return {
         "name": service.name,
@@ -67,22 +73,24 @@ def _service(service: Service, standing: Standing) -> dict[str, Any]:
 
 
 def _backend(service: Service, backend: Backend, standing: Standing, *, takes: bool) -> dict[str, Any]:
-    name, observed = (service.name, str(backend)), standing.observed
-    state: str = backend.state
-    reason = "" if state == "up" else f"state = {state!r} in the file"
-    if name in observed.expired:
-        state, reason = "down", "its time to drain is over"
-    elif state == "up" and not backend.weight:
-        reason = "weight = 0 in the file"
-    elif name in observed.full:
-        state, reason = "full", f"max_connections = {backend.max_connections} in the file"
+    key, observed = (service.name, str(backend)), standing.observed
+    found = condition(service, backend, observed)
+    state: str = found.state
+    reason = found.reason
+    belief = standing.beliefs.get(key)
+    if state == "idle":
+        state = "up"
+    elif found.dead and belief:
+        reason = belief.reason
     elif state == "up" and not takes:
         state, reason = "standby", f"backup = {backend.backup} in the file, and others take connections"
+    elif state == "up" and observed.portions.get(key, 100) < WHOLE:
+        state, reason = "starting", f"{observed.portions[key]} % of its weight"
     said = {"address": str(backend), "weight": backend.weight, "state": state, "reason": reason}
-    if name in standing.connections:
-        said["connections"] = standing.connections[name]
-    if name in observed.shares:
-        said["share"] = observed.shares[name]
+    if key in standing.connections:
+        said["connections"] = standing.connections[key]
+    if key in observed.shares:
+        said["share"] = observed.shares[key]
     return said
 
 
