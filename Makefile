@@ -11,7 +11,7 @@ LIBDIR := $(PREFIX)/lib/lbd
 DOCDIR := $(PREFIX)/share/doc/lbd
 
 RUN_PACKAGES  := python3-venv python3-nftables nftables iproute2
-TEST_PACKAGES := systemd-container
+TEST_PACKAGES := systemd-container dnsmasq-base
 EMULATION_PACKAGES := qemu-system-x86 busybox-static kmod
 
 # Debian packages, asked for only when one is missing, so that a second run needs neither root nor a network.
@@ -28,7 +28,7 @@ define packages
 	apt-get install -y -qq --no-install-recommends $$missing </dev/null
 endef
 
-.PHONY: help venv dev demo check test test-emulated bench man install uninstall clean
+.PHONY: help venv dev demo check test test-emulated bench bench-health man install uninstall clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -68,6 +68,9 @@ test-emulated: dev ## tests that need a kernel with flowtables and SCTP: on Debi
 
 bench: venv ## what lbd costs at 1 and at 10,000 services (root)
 	$(PY) bench/growth.py
+
+bench-health: venv ## what checking 10,000 backends costs (root)
+	$(PY) bench/health.py
 
 # The page is of the command line itself; tests/test_manual.py holds that it is up to date.
 man: dev ## docs/lbd.8

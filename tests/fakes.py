@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from lbd.core.desired import FORWARDING
+from lbd.core.desired import FORWARDING, PING_GROUPS
 from lbd.core.state import Address, LiveRoute, Rule
 from lbd.reconcile import reconcile
 from lbd.testing import GATEWAYS_AT, FakeHost
@@ -14,6 +14,7 @@ from strategies import ADDRESSES, RULES, routes
 # All that a file drawn asks for.
 SYSCTLS = (
     *FORWARDING.values(),
+    PING_GROUPS,
     *(f"net/ipv4/conf/{name}/{key}" for name in ("eth0", "eth1") for key in ("accept_local", "rp_filter")),
 )
 

@@ -8,6 +8,7 @@ from ipaddress import ip_address, ip_network
 
 from hypothesis import strategies as st
 
+from healths import healths
 from lbd.core.config.lists import collapsed
 from lbd.core.settings import (
     EVERY_PORT,
@@ -70,6 +71,7 @@ ENDS = {
     4: tuple(map(ip_address, ("10.0.1.1", "10.0.1.2", "10.0.1.3"))),
     6: tuple(map(ip_address, ("fd00:1::1", "fd00:1::2", "fd00:1::3"))),
 }
+STATES = ("up", "up", "up", "up", "drain", "down", "maintenance")
 DEADLINE = datetime(2026, 12, 31, 22, tzinfo=UTC)
 
 # Beside each other, at the end of all addresses, one, and all.
@@ -122,7 +124,7 @@ def _ports(listens):
 
 @st.composite
 def _backend(draw, family, ports):
-    state = draw(st.sampled_from(("up", "up", "up", "drain", "down")))
+    state = draw(st.sampled_from(STATES))
     return Backend(
         address=draw(st.sampled_from(BACKENDS[family])),
         ports=draw(st.sampled_from(ports)),
@@ -226,6 +228,8 @@ def _service(draw, name, listens, interface, *, mark=None, devices=()):
         offload=bool(devices) and draw(st.booleans()),
         log=draw(st.sampled_from(("off", "off", "new", "path"))),
         ssh=any(listen.ports.every for listen in listens),
+        health=draw(healths(listens, backends)),
+        on_down=draw(st.sampled_from((None, "keep", "reset"))),
     )
 
 
@@ -238,19 +242,20 @@ def _untracked(draw, name, listen):
     own = Ports(8000 + listen.ports.low, 8000 + listen.ports.low)
     ports = draw(st.sampled_from((None, own))) if kind == "stateless" else None
     addresses = draw(st.lists(st.sampled_from(ENDS[listen.family]), unique=True, max_size=3))
-    states = ("up", "up", "up", "drain", "down")
+    backends = tuple(
+        Backend(address, ports, draw(st.sampled_from((1, 1, 2, 0))), draw(st.sampled_from(STATES)))
+        for address in addresses
+    )
     return Service(
         name=name,
         listen=(listen,),
-        backends=tuple(
-            Backend(address, ports, draw(st.sampled_from((1, 1, 2, 0))), draw(st.sampled_from(states)))
-            for address in addresses
-        ),
+        backends=backends,
         interface=ENTRANCE,
         scheduler=scheduler,
         hash=draw(_hash(scheduler, ports=True)),
         return_path=ReturnPath(kind),
         when_empty=draw(st.sampled_from(("reject", "drop"))),
+        health=draw(healths((listen,), backends)),
     )
 
 

@@ -10,7 +10,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 from hypothesis import strategies as st
 
 from lbd.core.desired import desired
-from lbd.core.observed import Link, Observed, expired
+from lbd.core.observed import Link, Observed, Override, expired
 from lbd.core.settings import WHOLE_MARK, AddressEntry, Config, Director, RouteEntry, RuleEntry
 from services import DEADLINE, ENDS, services
 
@@ -25,6 +25,8 @@ NEIGHBOURS = tuple(
     (ip_network(network), interface)
     for network, interface in (("10.0.0.0/24", "eth1"), ("10.0.0.0/8", "eth0"), ("fd00::/64", "eth1"))
 )
+
+OVERRIDES = (Override("drain", "by root"), Override("maintenance", "by root"))
 
 # One address twice with another prefix, and one on two interfaces.
 ADDRESSES = tuple(
@@ -105,6 +107,7 @@ def observations(draw, config, *, offloads=True):
     """What a host may tell, on which `config` is in force; `offloads` if its kernel has flowtables."""
     names = [(service.name, str(backend)) for service in config.services for backend in service.backends]
     some = st.lists(st.sampled_from(names), unique=True, max_size=2) if names else st.just([])
+    checked = {service.name for service in config.services if service.health}
     return Observed(
         expired=expired(config, draw(st.sampled_from((DEADLINE - timedelta(seconds=1), DEADLINE)))),
         neighbours=frozenset(draw(st.lists(st.sampled_from(NEIGHBOURS), unique=True, max_size=3))),
@@ -119,6 +122,10 @@ def observations(draw, config, *, offloads=True):
         interfaces=frozenset(draw(st.sampled_from((("eth0", "eth1"), ("eth0", "eth1"), ("eth0",))))),
         offloads=offloads and draw(st.booleans()),
         shares={name: draw(st.integers(1, 3)) for name in draw(some)},
+        dead=frozenset(name for name in draw(some) if name[0] in checked),
+        overrides={name: draw(st.sampled_from(OVERRIDES)) for name in draw(some)},
+        ended=frozenset(draw(some)),
+        portions={name: draw(st.sampled_from((0, 10, 75))) for name in draw(some) if name[0] in checked},
     )
 
 

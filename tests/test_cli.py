@@ -181,7 +181,16 @@ def test_plan_as_json_has_every_operation_whole(run, good, host):
     code, out, _ = run("plan", "-c", good, "-o", "json")
     found = json.loads(out)
     assert code == 0
-    assert found.keys() == {"before", "swap", "collect", "forget", "after", "unsafe", "lacking"}
+    assert found.keys() == {
+        "before",
+        "swap",
+        "collect",
+        "forget",
+        "after",
+        "unsafe",
+        "lacking",
+        "overrides",
+    }
     assert any(line.count(" : ") == 251 for line in found["swap"])
     assert not host.applied
 

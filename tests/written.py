@@ -2,6 +2,16 @@
 
 from datetime import datetime
 
+from lbd.core.probes import (
+    AgentProbe,
+    DnsProbe,
+    ExecProbe,
+    GrpcProbe,
+    HttpProbe,
+    IcmpProbe,
+    TcpProbe,
+    UdpProbe,
+)
 from lbd.core.source import Source
 
 
@@ -72,7 +82,7 @@ def _service(service):
         return_path=str(service.return_path),
         persistence=kept
         and {
-            "timeout": f"{round(kept.timeout * 1000)}ms",
+            "timeout": _duration(kept.timeout),
             "prefix_v4": kept.prefix_v4,
             "prefix_v6": kept.prefix_v6,
         },
@@ -86,6 +96,8 @@ def _service(service):
         offload=service.offload,
         log=service.log,
         ssh=service.ssh,
+        on_down=service.on_down,
+        health=service.health and _there(_health(service.health)),
         backends=list(map(_backend, service.backends)),
     )
 
@@ -109,6 +121,66 @@ def _limits(limits):
     )
 
 
+def _health(health):
+    timing = health.timing
+    keys = {
+        "interval": _duration(timing.interval),
+        "timeout": _duration(timing.timeout),
+        "fast_interval": _duration(timing.fast),
+        "rise": timing.rise,
+        "fall": timing.fall,
+        "start": timing.start,
+        "address": health.address and str(health.address),
+        "port": health.port,
+        "source": health.source and str(health.source),
+        "slow_start": _duration(health.slow_start) if health.slow_start else None,
+        "panic": health.panic,
+    }
+    return _probe(health.probe) | keys
+
+
+def _probe(probe):
+    match probe:
+        case TcpProbe():
+            keys = {"type": "tcp", "send": _bytes(probe.send or None), "expect": _bytes(probe.expect or None)}
+        case UdpProbe():
+            keys = {"type": "udp", "send": _bytes(probe.send), "expect": _bytes(probe.expect)}
+        case AgentProbe():
+            keys = {"type": "agent", "send": _bytes(probe.send or None)}
+        case IcmpProbe():
+            keys = {"type": "icmp"}
+        case ExecProbe():
+            keys = {"type": "exec", "command": list(probe.command)}
+        case DnsProbe():
+            keys = {"type": "dns", "query": probe.query, "record": probe.record}
+            keys["answers"] = list(probe.answers) or None
+        case GrpcProbe():
+            keys = {"type": "grpc", "service": probe.service or None, "tls": bool(probe.tls)}
+        case HttpProbe():
+            keys = {
+                "type": "https" if probe.tls else "http",
+                "method": probe.method,
+                "path": probe.path,
+                "host": probe.host or None,
+                "headers": dict(probe.headers),
+                "status": [f"{low}-{high}" for low, high in probe.status],
+                "body": probe.body.decode() or None,
+                "http_version": probe.version,
+            }
+    tls = getattr(probe, "tls", None)
+    if tls:
+        keys |= {"sni": tls.name or None, "verify": tls.verify, "ca": tls.authorities or None}
+    return keys
+
+
+def _bytes(data):
+    return None if data is None else {"hex": data.hex()}
+
+
+def _duration(seconds):
+    return f"{round(seconds * 1000)}ms"
+
+
 def _there(keys):
     return {key: value for key, value in keys.items() if value is not None}
 
@@ -128,5 +200,5 @@ def _value(value):
         case datetime():
             return value.isoformat()
         case dict():
-            return "{ " + ", ".join(f"{key} = {_value(item)}" for key, item in value.items()) + " }"
+            return "{ " + ", ".join(f"{key} = {_value(item)}" for key, item in _there(value).items()) + " }"
     return "[" + ", ".join(map(_value, value)) + "]"

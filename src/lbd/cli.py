@@ -1,4 +1,4 @@
-"""The `lbd` command: only it and the demo (lab/narrator) print.
+"""The `lbd` command: only it (and asking) and the demo (lab/narrator) print.
 
 Commands import what they need when they run, so that `lbd status` does not wait for libraries that only
 the daemon uses.
@@ -12,31 +12,19 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import lbd
-from lbd.client import CallError, call
+from lbd.asking import ExitError, directory, drift, duration, override, reload, runtime, status
 from lbd.core.control import BAD_FILE, DIFFERENCES, FAILED, NO_PERMISSION, OK
 from lbd.core.words import NEEDS_CAPABILITY, cut, many, printable
 
 if TYPE_CHECKING:
-    from lbd.core.observed import Observed
     from lbd.core.plan import Plan
     from lbd.core.settings import Config
     from lbd.host.director import Director
-
-# A reload reads the file and may load ten thousand services; longer than that is a verdict in itself.
-RELOAD_MOST = 120.0
-STATUS_MOST = 5.0
-
-
-class ExitError(Exception):
-    """Ends the command with a message and an exit code."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -106,25 +94,30 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="take away all that lbd has set up, and put back what was there before",
     )
-    with_file(command("reload", _reload, "make the running daemon read the file, and wait for its verdict"))
-    with_output(with_file(command("status", _status, "show what the running daemon does")))
+    with_file(command("reload", reload, "make the running daemon read the file, and wait for its verdict"))
+    with_output(with_file(command("status", status, "show what the running daemon does")))
+    for name, does in {
+        "drain": "keep new connections from a backend until `lbd undrain`, also over restarts",
+        "maintenance": "take a backend out, without checks, until `lbd undrain`",
+        "undrain": "end `lbd drain` or `lbd maintenance`",
+    }.items():
+        sub = with_output(with_file(command(name, partial(override, name), does)))
+        sub.add_argument("service", metavar="SERVICE", help="its name in the file")
+        sub.add_argument("backend", metavar="BACKEND", help="as in the file, or its address alone")
+        if name == "drain":
+            sub.add_argument("--wait", action="store_true", help="return when no connection is left")
+            sub.add_argument(
+                "--timeout", metavar="TIME", type=duration, help="with --wait: how long (default: 10m)"
+            )
+    with_output(command("drift", drift, "list who changed what is lbd's, and what became of it"))
     demo = command("demo", _demo, "walk through the main job in network namespaces, on real packets")
     demo.add_argument("--no-colour", action="store_true", help="plain text also on a terminal")
     command("version", _version, "show the version")
     return top
 
 
-def _directory(variable: str, default: str) -> Path:
-    # systemd gives several directories separated by colons; ours is the first.
-    return Path(os.environ.get(variable, "").split(":")[0] or default)
-
-
-def _runtime() -> Path:
-    return _directory("RUNTIME_DIRECTORY", "/run/lbd")
-
-
 def _state() -> Path:
-    return _directory("STATE_DIRECTORY", "/var/lib/lbd")
+    return directory("STATE_DIRECTORY", "/var/lib/lbd")
 
 
 def _version(_: argparse.Namespace) -> int:
@@ -140,7 +133,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     try:
         with _claim():
-            asyncio.run(Daemon(arguments.config, Directories(_runtime(), _state())).run())
+            asyncio.run(Daemon(arguments.config, Directories(runtime(), _state())).run())
     except ControlSocketError as error:
         denied = isinstance(error.__cause__, PermissionError)
         raise ExitError(NO_PERMISSION if denied else FAILED, str(error)) from error
@@ -187,37 +180,34 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace) -> int:
     from lbd.core.desired import desired
+    from lbd.core.status import overridden
+    from lbd.known import with_daemon
     from lbd.reconcile import plan
 
     config = _load(arguments.config)
     with _director() as host:
-        found = plan(host, desired(config, _as_balanced(host.observe(config))))
-    _show_plan(found, arguments.output)
+        observed = with_daemon(runtime(), _state(), host.observe(config))
+        found = plan(host, desired(config, observed))
+    _show_plan(found, arguments.output, overridden(config, observed))
     return DIFFERENCES if found and arguments.exit_code else OK
-
-
-def _as_balanced(observed: Observed) -> Observed:
-    """Return what was observed with what the running daemon, if there is one, knows from counting."""
-    from dataclasses import replace
-
-    from lbd.core.status import balanced
-
-    try:
-        known = balanced(call(_runtime(), "status", {}, STATUS_MOST))
-    except CallError:
-        return observed
-    return replace(observed, full=known.full, shares=known.shares)
 
 
 def _apply(arguments: argparse.Namespace) -> int:
     from lbd.core.desired import desired
+    from lbd.core.status import overridden
+    from lbd.known import with_kept
     from lbd.reconcile import reconcile, remove
 
-    config = None if arguments.remove else _load(arguments.config)
+    config, overrides = None if arguments.remove else _load(arguments.config), []
     with _claim(), _director() as host:
-        outcome = remove(host) if config is None else reconcile(host, desired(config, host.observe(config)))
+        if config is None:
+            outcome = remove(host)
+        else:
+            observed = with_kept(_state(), host.observe(config))
+            overrides = overridden(config, observed)
+            outcome = reconcile(host, desired(config, observed))
     if outcome.plan or outcome.converged:
-        _show_plan(outcome.plan, "text")
+        _show_plan(outcome.plan, "text", overrides)
     if not outcome.converged:
         raise ExitError(NO_PERMISSION if outcome.permission else FAILED, "\nlbd: ".join(outcome.failures))
     return OK
@@ -266,13 +256,15 @@ def _claim() -> Iterator[None]:
         claim.close()
 
 
-def _show_plan(plan: Plan, output: str) -> None:
+def _show_plan(plan: Plan, output: str, overrides: Sequence[str]) -> None:
     if output == "json":
         names = ("before", "swap", "collect", "forget", "after")
         groups = {name: getattr(plan, name) for name in names}
         said = {name: list(map(str, ops)) for name, ops in groups.items()}
-        print(json.dumps(said | {"unsafe": plan.unsafe, "lacking": plan.lacking}))
+        print(json.dumps(said | {"unsafe": plan.unsafe, "lacking": plan.lacking, "overrides": overrides}))
         return
+    for line in overrides:
+        print(f"override: {line}")
     for line in plan.lines():
         # 40,000 elements on one line are for JSON.
         print(cut(line))
@@ -280,35 +272,6 @@ def _show_plan(plan: Plan, output: str) -> None:
         print(f"left out: {reason}")
     if not (plan or plan.unsafe or plan.lacking):
         print("nothing to do")
-
-
-def _reload(_: argparse.Namespace) -> int:
-    verdict = _call("reload", RELOAD_MOST)
-    if not verdict["ok"]:
-        raise ExitError(int(verdict.get("exit", FAILED)), str(verdict["error"]))
-    count = verdict["operations"]
-    print(f"reloaded: {many(count, 'operation') if count else 'nothing to do'}")
-    return OK
-
-
-def _status(arguments: argparse.Namespace) -> int:
-    status = _call("status", STATUS_MOST)
-    if arguments.output == "json":
-        status.pop("ok", None)
-        print(json.dumps(status))
-        return OK
-    from lbd.core.show import text
-
-    for line in text(status, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ):
-        print(line)
-    return OK
-
-
-def _call(command: str, timeout: float) -> dict[str, Any]:
-    try:
-        return call(_runtime(), command, {}, timeout)
-    except CallError as error:
-        raise ExitError(error.exit_code, str(error)) from error
 
 
 def _demo(arguments: argparse.Namespace) -> int:

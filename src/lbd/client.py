@@ -12,9 +12,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from lbd.core.control import FAILED, NO_DAEMON, NO_PERMISSION, SOCKET_NAME
+from lbd.core.control import FAILED, NO_DAEMON, NO_PERMISSION, SOCKET_NAME, WAIT_MOST
 
 _CHUNK = 64 * 1024
+
+# A count of a large connection tracking table takes some seconds, and another may be under way.
+ANSWER_MOST = 30.0
 
 
 class CallError(Exception):
@@ -57,6 +60,20 @@ def call(
         except OSError as error:
             raise CallError(f"the conversation with lbd at {path} broke: {error.strerror or error}") from None
     return _verdict(answer, command)
+
+
+def await_drained(runtime_directory: Path, service: str, backend: str, timeout: float) -> dict[str, object]:
+    """Return the daemon's answer when a drain is over, in whatever way, or `timeout` seconds have passed.
+
+    Raises what `call` does.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        seconds = min(max(0.0, deadline - time.monotonic()), WAIT_MOST)
+        arguments = {"service": service, "backend": backend, "seconds": seconds}
+        answer = call(runtime_directory, "drained", arguments, seconds + ANSWER_MOST)
+        if not answer["ok"] or answer["state"] != "drain" or time.monotonic() >= deadline:
+            return answer
 
 
 def _exchange(connection: socket.socket, path: str, line: bytes, deadline: float) -> bytes:

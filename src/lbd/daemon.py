@@ -18,20 +18,21 @@ from typing import Protocol
 import lbd
 from lbd.balancing import Balancing
 from lbd.checking import Checking
+from lbd.commands import Commands, Looked
 from lbd.core import control, report
 from lbd.core.observed import Observed, next_deadline
 from lbd.core.pacer import Pacer, Reason
 from lbd.core.plan import Plan
 from lbd.core.settings import Config
 from lbd.core.state import Desired
-from lbd.core.status import Standing, State, document, headline
+from lbd.core.status import Standing, State, headline
 from lbd.drifts import Drifts
 from lbd.host.director import Director
 from lbd.host.journal import Journal
 from lbd.host.net_events import NetEvents
 from lbd.host.nft_events import NftEvents
 from lbd.host.notify import Notify
-from lbd.host.serve import Answer, ControlServer, Request
+from lbd.host.serve import ControlServer
 from lbd.host.store import Store
 from lbd.host.watch import FileWatch
 from lbd.intent import InForce, Intent
@@ -39,7 +40,6 @@ from lbd.leftovers import Leftovers
 from lbd.overrides import Overrides
 from lbd.packets import PacketPath
 from lbd.reconcile import Outcome, RefusedError, reconcile
-from lbd.verdict import verdict
 
 # What makes us read the file again. A look for any other reason must not pick up a half-written one.
 FILE_REASONS: frozenset[Reason] = frozenset({"start", "file", "signal", "reload"})
@@ -84,14 +84,18 @@ class Daemon:
         self.director = Director(self.intent.store, lost=self.lost.append)
         self.packets = PacketPath(self.journal.send)
         store, say = self.intent.store, self.journal.send
-        self.overrides = Overrides(say, lambda: self._trigger("override"), store)
+        self.overrides = Overrides(say, store)
         self.checking = Checking(say, lambda: self._trigger("health"), store)
         self.leftovers = Leftovers(say, store)
+        self.drifts = Drifts(say, store)
         self.balancing = Balancing(self.journal.send, lambda: self._trigger("balance"))
         # In this order: who is counted depends on who is out.
         self.sources: tuple[Source, ...] = (self.overrides, self.checking, self.balancing)
+        commands = Commands(
+            self.intent, self.overrides, self.balancing, self.drifts, self._standing, self._asked
+        )
         self.server = ControlServer(
-            directories.runtime / control.SOCKET_NAME, self._answer, self._answer_failed
+            directories.runtime / control.SOCKET_NAME, commands.answer, self._answer_failed
         )
         self.pacer = Pacer(audit=Config().director.audit)
         self.wake = asyncio.Event()
@@ -104,8 +108,7 @@ class Daemon:
         self.applied_digest = ""
         self.undone: tuple[str, ...] | None = None
         self.outcome: Outcome | None = None
-        self.drifts = Drifts()
-        self.waiting: list[asyncio.Future[Answer]] = []
+        self.waiting: list[asyncio.Future[Looked]] = []
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises ControlSocketError, and OSError without the rights needed."""
@@ -159,7 +162,7 @@ class Daemon:
             self._sift_commits()
 
     def _sift_commits(self) -> None:
-        if self.drifts.sift(self.director.own):
+        if self.drifts.sift(self.director.own, self.director.nft.pid):
             self._trigger("rules")
 
     def _net_changed(self) -> None:
@@ -189,6 +192,7 @@ class Daemon:
         if not reasons or self.stopping:
             return
         self.look_began = time.monotonic()
+        self.drifts.begin()
         # Who asks from now on is told about a later look: this one may have read the file already.
         waiting, self.waiting = self.waiting, []
         if self.ready and reasons & {"signal", "reload"}:
@@ -204,7 +208,7 @@ class Daemon:
             self._tell_status()
             for future in waiting:
                 if not future.done():
-                    future.set_result(verdict(self.intent.refusal, self.outcome))
+                    future.set_result((self.intent.refusal, self.outcome))
 
     async def _look(self, reasons: frozenset[Reason], began: float) -> None:
         # A file is told of when it is new, when it is good again, and when somebody asked.
@@ -219,17 +223,20 @@ class Daemon:
         self.outcome = outcome
         took = time.monotonic() - began
         drifted = self._tell_look(now, wish, outcome, took, tell=tell)
+        await self.drifts.keep()
         if wish and outcome.undone is not None:
             self.net_events.watched = frozenset(wish.routes)
             self.applied, self.applied_digest, self.undone = wish, now.digest, outcome.undone
+            self.balancing.looked()
         if outcome.failures and (before is None or outcome.failures != before.failures):
             self.journal.send(report.failed(outcome.failures))
         for why in outcome.plan.lacking:
             if before is None or why not in before.plan.lacking:
                 self.journal.send(report.degraded(why))
+        if outcome.undone is not None:
+            thorough, settled = bool(reasons & THOROUGH_REASONS), outcome.converged
+            await self.leftovers.clear(now.config, self.intent.observed, thorough=thorough, settled=settled)
         if outcome.converged:
-            thorough = bool(reasons & THOROUGH_REASONS)
-            await self.leftovers.clear(now.config, self.intent.observed, thorough=thorough)
             await self._converged(reasons)
         self.pacer.done(time.monotonic(), converged=outcome.converged, drift=drifted)
         self._await_deadline(now.config)
@@ -241,13 +248,14 @@ class Daemon:
         # Also who came while we looked: what they did may be what was repaired.
         self._ruleset_changed()
         self._sift_commits()
-        actors = self.drifts.actors()
         # The same is asked for as at the last look, and yet there is more to do than was left undone then:
         # somebody else changed the host.
         left = self.undone if wish is not None and self.applied is wish else None
         news = self.intent.news()
-        if left is not None and outcome.goes_beyond(left):
-            self.journal.send(self.drifts.note(outcome, actors, took, repaired=outcome.is_back_to(left)))
+        drifted = left is not None and outcome.goes_beyond(left)
+        actors = self.drifts.actors(drifted=drifted)
+        if left is not None and drifted:
+            self.drifts.note(outcome, actors, took, repaired=outcome.is_back_to(left))
             return True
         if outcome.undone is None:
             return False
@@ -285,6 +293,7 @@ class Daemon:
         if now := self.intent.now:
             self.pacer.audit = now.config.director.audit
             self.packets.follow(now.config)
+            self.leftovers.note(now.config, now.sources)
             for source in self.sources:
                 await source.follow(now.config)
 
@@ -309,13 +318,14 @@ class Daemon:
             hash=now.digest if now else "",
             error=refusal.summary if refusal else "",
             problems=problems,
-            drifts=self.drifts.count,
+            drifts=self.drifts.incidents.count,
             last_drift=self.drifts.last,
             elements=outcome.elements if outcome else 0,
             generation=outcome.generation if outcome else 0,
-            connections=self.balancing.balance.connections,
+            connections=self.balancing.connections,
             observed=self.intent.observed,
             beliefs=self.checking.beliefs,
+            now=time.monotonic(),
         )
 
     def _headline(self) -> str:
@@ -328,15 +338,12 @@ class Daemon:
         else:
             self.notify.status(self._headline())
 
-    async def _answer(self, request: Request) -> Answer:
-        if request.command == "status":
-            return document(self._standing(), self.intent.now.config if self.intent.now else None)
-        if request.command == "reload":
-            future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-            self.waiting.append(future)
-            self._trigger("reload")
-            return await future
-        return {"ok": False, "error": f"unknown command {request.command!r}", "exit": control.USAGE}
+    async def _asked(self, reason: Reason) -> Looked:
+        """Look, since a client asks for it, and say what came of it."""
+        future: asyncio.Future[Looked] = asyncio.get_running_loop().create_future()
+        self.waiting.append(future)
+        self._trigger(reason)
+        return await future
 
     def _answer_failed(self, error: Exception) -> None:
         self.journal.send(report.degraded(f"the control socket failed: {error!r}"))

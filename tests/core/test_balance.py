@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -13,7 +14,8 @@ from lbd.core.attribution import Attribution, Sent
 from lbd.core.balance import BOUND, DEAD_BAND, Balance, again_below, watched
 from lbd.core.config import parse
 from lbd.core.desired import desired
-from lbd.core.observed import Observed
+from lbd.core.observed import Observed, Override
+from lbd.core.probes import Health, TcpProbe
 from lbd.core.source import Source
 from running import service
 from strategies import configs
@@ -341,6 +343,84 @@ def test_families_and_pools_are_balanced_apart():
     for _ in range(9):
         now = now.step(found, counts, 1.0)
     assert now.shares.keys() == {("w", "[fd00::1]:80"), ("w", "[fd00::2]:80")}
+
+
+def out(key, how):
+    """What is observed when this backend is out."""
+    states = {"drain", "maintenance"}
+    if how in states:
+        return Observed(overrides={key: Override(how, "somebody says so")})
+    return Observed(**{how: {key: 0} if how == "portions" else frozenset({key})})
+
+
+@pytest.mark.parametrize("how", ["dead", "drain", "maintenance", "portions"])
+def test_who_is_out_has_no_share_and_does_not_count(how):
+    found = least((1, 1, 1))
+    one, two, three = names(found)
+    now = alone = Balance()
+    observed = out(three, how)
+    for _ in range(9):
+        now = now.step(found, {one: 300, two: 100, three: 5000}, 1.0, observed)
+        alone = alone.step(least((1, 1)), {one: 300, two: 100}, 1.0)
+    assert now.shares == alone.shares
+    assert now.shares.keys() == {one, two}
+    assert three not in now.loads
+    # Its connections are known all the same.
+    assert now.connections[three] == 5000
+
+
+def test_who_comes_back_has_a_share_beside_the_others_at_once():
+    found = least((1, 1, 1))
+    one, two, three = names(found)
+    now = Balance()
+    for _ in range(9):
+        now = now.step(found, {one: 300, two: 100}, 1.0, out(three, "dead"))
+    back = now.within(found, Observed())
+    assert back.shares.keys() == {one, two, three}
+    total = sum(back.shares.values())
+    assert back.shares[three] / total > 1 / 8
+    assert not now.within(found, out(two, "dead")).shares.keys() & {two}
+
+
+def test_pool_that_is_not_in_use_has_no_shares():
+    backends = [{"address": f"10.0.0.{n}:80", "backup": n > 2} for n in range(1, 5)]
+    found = config(service("192.0.2.1:80", backends, "w", scheduler="least-connections"))
+    one, two, three, four = names(found)
+    counts = {one: 900, two: 100, three: 900, four: 100}
+    first, second = Balance(), Balance()
+    dead = Observed(dead=frozenset({one, two}))
+    for _ in range(9):
+        first, second = first.step(found, counts, 1.0), second.step(found, counts, 1.0, dead)
+    assert first.shares.keys() == {one, two}
+    assert second.shares.keys() == {three, four}
+
+
+def test_all_are_used_in_panic_and_so_have_shares():
+    found = least((1, 1, 1))
+    panic = replace(found.services[0], health=Health(TcpProbe(), panic=50))
+    found = replace(found, services=(panic,))
+    one, two, three = names(found)
+    now = Balance()
+    for _ in range(9):
+        counts = {one: 300, two: 100, three: 100}
+        now = now.step(found, counts, 1.0, Observed(dead=frozenset({one, two})))
+    assert now.shares.keys() == {one, two, three}
+
+
+def test_part_of_a_weight_is_not_given_back_by_a_correction():
+    """A backend with a quarter of its weight has a quarter of the connections, and no correction for it."""
+    found = least((1, 1, 1))
+    keys = names(found)
+    now = Balance()
+    for _ in range(300):
+        counts = dict(zip(keys, (400, 400, 100), strict=True))
+        now = now.step(found, counts, 1.0, Observed(portions={keys[2]: 25}))
+    assert not now.shares
+    # Without that it would have many times what it is to have.
+    naive = Balance()
+    for _ in range(300):
+        naive = naive.step(found, counts, 1.0)
+    assert naive.shares[keys[2]] > 3 * naive.shares[keys[0]]
 
 
 def test_new_weights_of_the_file_are_in_force_at_once():

@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lbd.core.config import includes, parse
+from lbd.core.probes import Health, HttpProbe, TcpProbe, Timing, Tls
 from lbd.core.settings import (
     Access,
     AddressEntry,
@@ -56,6 +57,8 @@ scheduler = "random"
 return_path = "masquerade"
 when_empty = "drop"
 log = "new"
+on_down = "keep"
+health = { type = "tcp", interval = "500ms", port = 8080 }
 [[service]]
 name = "web"
 listen = ["192.168.18.58:8888", "[2001:db8::1]:53/udp"]
@@ -73,10 +76,35 @@ sorry_server = "192.168.2.80:80"
 offload = true
 log = "path"
 ssh = false
+on_down = "reset"
 backends = [
   "192.168.2.73:9999", "192.168.2.75", "[2001:db8::2]",
   { address = "192.168.2.74:9999", weight = 0, state = "drain", backup = 2 },
+  { address = "192.168.2.77:9999", state = "maintenance" },
 ]
+[service.health]
+type = "https"
+interval = "5s"
+fast_interval = "1s"
+timeout = "700ms"
+rise = 1
+fall = 2
+start = "down"
+port = 443
+slow_start = "30s"
+panic = 40
+method = "POST"
+path = "/healthz?full=1"
+host = "www.example.com:8443"
+status = [301, "200-204"]
+body = "all is well"
+http_version = "2"
+sni = "internal.example.com"
+verify = true
+ca = "tls/ca.pem"
+[service.health.headers]
+X-Check = "lbd"
+Accept = ""
 [[service]]
 name = "api.v2_x-1"
 listen = "192.168.18.58:8888/udp"
@@ -89,6 +117,7 @@ scheduler = "maglev"
 hash = ["source-address"]
 table_size = 251
 backends = ["192.168.2.76"]
+health = { type = "none" }
 [[address]]
 address = "192.168.18.58/24"
 interface = "eth0"
@@ -163,6 +192,7 @@ def test_every_key_that_is_built():
             Backend(ip_address("192.168.2.75"), None),
             Backend(ip_address("2001:db8::2"), None),
             Backend(ip_address("192.168.2.74"), Ports(9999, 9999), weight=0, state="drain", backup=2),
+            Backend(ip_address("192.168.2.77"), Ports(9999, 9999), state="maintenance"),
         ),
         interface="eth0",
         scheduler="round-robin",
@@ -177,7 +207,26 @@ def test_every_key_that_is_built():
         sorry=(Backend(ip_address("192.168.2.80"), Ports(80, 80)),),
         offload=True,
         log="path",
+        on_down="reset",
+        health=Health(
+            HttpProbe(
+                method="POST",
+                path="/healthz?full=1",
+                host="www.example.com:8443",
+                headers=(("X-Check", "lbd"), ("Accept", "")),
+                status=((200, 204), (301, 301)),
+                body=b"all is well",
+                version="2",
+                tls=Tls("internal.example.com", authorities="/etc/tls/ca.pem"),
+            ),
+            Timing(interval=5.0, timeout=0.7, rise=1, fall=2, fast=1.0, start="down"),
+            port=443,
+            slow_start=30.0,
+            panic=40,
+        ),
     )
+    assert (api.on_down, marked.on_down, marked.health) == ("keep", "keep", None)
+    assert api.health == Health(TcpProbe(), Timing(interval=0.5, timeout=0.5, fast=0.5), port=8080)
     assert (marked.mark, marked.listen, marked.hash, marked.table_size) == (7, (), ("source-address",), 251)
     assert (api.scheduler, api.when_empty, api.log, api.backends) == ("random", "drop", "new", ())
     assert config.addresses == (AddressEntry(ip_interface("192.168.18.58/24"), "eth0"),)

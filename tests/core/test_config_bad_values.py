@@ -7,8 +7,8 @@ made by running the file and reading what it says.
 
 import pytest
 
+import bad_health
 from lbd.core.config import parse, tables
-from lbd.core.config.tables.service import HealthTable
 from lbd.core.source import BadFileError, Source
 
 SERVICE = '[[service]]\nname = "s"\nlisten = "198.51.100.1:80"\nbackends = ["192.0.2.1"]\n'
@@ -490,8 +490,7 @@ ROWS: list[tuple[str, str, str, str]] = [
     ("backend.weight", BACKENDS + '[{ address = "192.0.2.1", weight = true }]', "4:47", 'service "s": backends: weight: must be a whole number, not true'),
     ("backend.weight", BACKENDS + '[{ address = "192.0.2.1", weight = 1.5 }]', "4:47", 'service "s": backends: weight: must be a whole number, not the number 1.5'),
     ("backend.state", BACKENDS + '[{ address = "192.0.2.1", state = 1 }]', "4:46", 'service "s": backends: state: must be a string, not the number 1'),
-    ("backend.state", BACKENDS + '[{ address = "192.0.2.1", state = "dwon" }]', "4:46", 'service "s": backends: state: "dwon" is not one of "up", "drain", "down"; did you mean "down"?'),
-    ("backend.state", BACKENDS + '[{ address = "192.0.2.1", state = "maintenance" }]', "4:46", 'service "s": backends: state: "maintenance" is not supported yet; choose one of "up", "drain", "down"'),
+    ("backend.state", BACKENDS + '[{ address = "192.0.2.1", state = "dwon" }]', "4:46", 'service "s": backends: state: "dwon" is not one of "up", "drain", "down", "maintenance"; did you mean "down"?'),
     ("backend.drain_until", BACKENDS + '[{ address = "192.0.2.1", state = "drain", drain_until = "2026-12-31T22:00:00Z" }]', "4:69", 'service "s": backends: drain_until: must be a date and time without quotes, as in 2026-12-31T22:00:00Z, not "2026-12-31T22:00:00Z"'),
     ("backend.drain_until", BACKENDS + '[{ address = "192.0.2.1", state = "drain", drain_until = 2026-12-31T22:00:00 }]', "4:69", 'service "s": backends: drain_until: 2026-12-31T22:00:00 does not say in which time zone; add Z for UTC, or an offset: 2026-12-31T22:00:00Z, 2026-12-31T22:00:00+02:00'),
     ("backend.drain_until", BACKENDS + '[{ address = "192.0.2.1", state = "drain", drain_until = 2026-12-31 }]', "4:69", 'service "s": backends: drain_until: must be a date and time, as in 2026-12-31T22:00:00Z, not 2026-12-31'),
@@ -507,35 +506,11 @@ ROWS: list[tuple[str, str, str, str]] = [
     ("backend.max_connections", BACKENDS + '[{ address = "192.0.2.1", max_connections = 10000001 }]', "4:56", 'service "s": backends: max_connections: the number 10000001 is out of range; write a number from 1 to 10000000'),
     ("backend.max_connections", BACKENDS + '[{ address = "192.0.2.1", max_connections = "5" }]', "4:56", 'service "s": backends: max_connections: must be a whole number, not "5"'),
     ("backend.max_connections", BACKENDS + '[{ address = "192.0.2.1", max_connections = true }]', "4:56", 'service "s": backends: max_connections: must be a whole number, not true'),
-    ("service.on_down", SERVICE + "on_down = 1", "5:11", 'service "s": on_down: not supported yet; and it will be a string, not the number 1'),
-    ("service.on_down", SERVICE + 'on_down = "reset"', "5:11", 'service "s": on_down: not supported yet'),
-    ("service.health", SERVICE + "health = 1", "5:10", 'service "s": health: must be a table, not the number 1'),
-    ("service.health", SERVICE + "health = {}", "5:10", 'service "s": health: not supported yet'),
-    ("service.health", SERVICE + "[service.health]\nintervall = 1", "6:1", 'service "s": health: unknown key "intervall"; did you mean "interval"?'),
-    ("health.type", SERVICE + '[service.health]\ntype = "tcp"', "6:8", 'service "s": health: type: not supported yet'),
-    ("health.type", SERVICE + "[service.health]\ntype = true", "6:8", 'service "s": health: type: not supported yet; and it will be a string, not true'),
-    ("health.interval", SERVICE + '[service.health]\ninterval = "2s"', "6:12", 'service "s": health: interval: not supported yet'),
-    ("health.interval", SERVICE + "[service.health]\ninterval = true", "6:12", 'service "s": health: interval: not supported yet; and it will be a string, not true'),
-    ("health.timeout", SERVICE + '[service.health]\ntimeout = "1s"', "6:11", 'service "s": health: timeout: not supported yet'),
-    ("health.timeout", SERVICE + "[service.health]\ntimeout = true", "6:11", 'service "s": health: timeout: not supported yet; and it will be a string, not true'),
-    ("health.rise", SERVICE + "[service.health]\nrise = 2", "6:8", 'service "s": health: rise: not supported yet'),
-    ("health.rise", SERVICE + "[service.health]\nrise = true", "6:8", 'service "s": health: rise: not supported yet; and it will be a number, not true'),
-    ("health.fall", SERVICE + "[service.health]\nfall = 3", "6:8", 'service "s": health: fall: not supported yet'),
-    ("health.fall", SERVICE + "[service.health]\nfall = true", "6:8", 'service "s": health: fall: not supported yet; and it will be a number, not true'),
-    ("health.port", SERVICE + "[service.health]\nport = 80", "6:8", 'service "s": health: port: not supported yet'),
-    ("health.port", SERVICE + "[service.health]\nport = true", "6:8", 'service "s": health: port: not supported yet; and it will be a number, not true'),
-    ("health.path", SERVICE + '[service.health]\npath = "/"', "6:8", 'service "s": health: path: not supported yet'),
-    ("health.path", SERVICE + "[service.health]\npath = true", "6:8", 'service "s": health: path: not supported yet; and it will be a string, not true'),
-    ("health.host", SERVICE + '[service.health]\nhost = "x"', "6:8", 'service "s": health: host: not supported yet'),
-    ("health.host", SERVICE + "[service.health]\nhost = true", "6:8", 'service "s": health: host: not supported yet; and it will be a string, not true'),
-    ("health.send", SERVICE + '[service.health]\nsend = "x"', "6:8", 'service "s": health: send: not supported yet'),
-    ("health.send", SERVICE + "[service.health]\nsend = true", "6:8", 'service "s": health: send: not supported yet; and it will be a string, not true'),
-    ("health.expect", SERVICE + '[service.health]\nexpect = "x"', "6:10", 'service "s": health: expect: not supported yet'),
-    ("health.expect", SERVICE + "[service.health]\nexpect = true", "6:10", 'service "s": health: expect: not supported yet; and it will be a string, not true'),
-    ("health.status", SERVICE + "[service.health]\nstatus = 200", "6:10", 'service "s": health: status: not supported yet'),
-    ("health.status", SERVICE + "[service.health]\nstatus = true", "6:10", 'service "s": health: status: not supported yet; and it will be a number or a string or a list, not true'),
-    ("health.command", SERVICE + '[service.health]\ncommand = ["x"]', "6:11", 'service "s": health: command: not supported yet'),
-    ("health.command", SERVICE + "[service.health]\ncommand = true", "6:11", 'service "s": health: command: not supported yet; and it will be a list, not true'),
+    ("service.on_down", SERVICE + "on_down = 1", "5:11", 'service "s": on_down: must be a string, not the number 1'),
+    ("service.on_down", SERVICE + 'on_down = "kill"', "5:11", 'service "s": on_down: "kill" is not one of "keep", "reset"'),
+    ("service.on_down", SERVICE + 'on_down = ""', "5:11", 'service "s": on_down: "" is not one of "keep", "reset"'),
+    ("service.on_down", SERVICE + 'interface = "eth0"\nreturn_path = "direct"\non_down = "reset"', "7:11", 'service "s": on_down: "on_down" does not go with return_path = "direct", whose connections the director sees in one direction only; take it out'),
+    ("service.on_down", LISTEN + '"198.51.100.1:80"\nbackends = ["192.0.2.1:90"]\ninterface = "eth0"\nreturn_path = "stateless"\non_down = "keep"', "7:11", 'service "s": on_down: "on_down" does not go with return_path = "stateless", whose connections the director does not keep; take it out'),
     ("defaults.scheduler", DEFAULTS + 'scheduler = "wrr"', "3:13", 'defaults: scheduler: "wrr" is not one of "maglev", "source-hash", "random", "round-robin", "least-connections"'),
     ("defaults.hash", DEFAULTS + 'hash = ["port"]', "3:9", 'defaults: hash: "port" is not one of "source-address", "source-port", "destination-address", "destination-port"'),
     ("defaults.hash", DEFAULTS + "hash = []", "3:8", "defaults: hash: the list is empty; name what makes two connections go to the same backend"),
@@ -554,6 +529,8 @@ ROWS: list[tuple[str, str, str, str]] = [
     ("defaults.offload", DEFAULTS + "offload = true", "3:11", 'defaults: offload: offload is between interfaces; list them: [director] devices = ["eth0", "eth1"]'),
     ("defaults.log", DEFAULTS + 'log = "all"', "3:7", 'defaults: log: "all" is not one of "off", "new", "path"'),
     ("defaults.return_path", DIRECTOR + 'return_path = "gateway"\n[defaults]\nreturn_path = "masquerade"', "5:15", 'defaults: return_path: "masquerade" here and "gateway" in [director]; keep one of them (f:3)'),
+    ("defaults.on_down", DEFAULTS + 'on_down = "kill"', "3:11", 'defaults: on_down: "kill" is not one of "keep", "reset"'),
+    *bad_health.ROWS,
 ]
 # fmt: on
 
@@ -564,7 +541,7 @@ TABLES = {
     "real_server": tables.RealServerTable,
     "service": tables.ServiceTable,
     "limits": tables.LimitsTable,
-    "health": HealthTable,
+    "health": tables.HealthTable,
     "backend": tables.BackendTable,
     "persistence": tables.PersistenceTable,
     "pin": tables.PinTable,

@@ -236,3 +236,11 @@ def test_largest_weights_make_a_table_in_time():
     slots = wish(text).table.elements["slots_tcp4"]
     assert len(set(slots.values())) == 300
     assert len(slots) > MOST
+
+
+def test_pings_are_allowed_while_a_check_pings():
+    def settings_with(kind):
+        return wish(service() + f'[service.health]\ntype = "{kind}"\n').sysctls
+
+    assert settings_with("icmp") == {IPV4: "1", "net.ipv4.ping_group_range": "0 2147483647"}
+    assert settings_with("tcp") == {IPV4: "1"}

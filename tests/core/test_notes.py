@@ -176,6 +176,49 @@ def service(number: int, weights: tuple[int, ...] = (1, 1), scheduler: str = "ma
     return Service(f"s{number}", (Listen(address, Ports(80, 80)),), backends, scheduler=scheduler)  # type: ignore[arg-type]
 
 
+UDP = 'a check of type "udp" without "expect" takes silence for good: only an error that comes back fails it'
+SLOW = (
+    'slow_start changes shares 10 times, and with return_path = "direct" each change sends some open '
+    "connections to another backend"
+)
+PORT = (
+    "checks ask port 443 of 192.0.2.1 alone, and the service has 2 ports; write port = 443, or another, to "
+    "say which"
+)
+AGENT = 'agents are asked at port 80, that of the service; write "port" if they listen on another'
+TOGETHER = "all 2 backends are checked at 192.0.2.9, and go up and down together"
+ONE, TWO = '["192.0.2.1"]', '["192.0.2.1", "192.0.2.2"]'
+TWO_PORTS = '"198.51.100.1:443,80"'
+DIRECT = TWO + '\ninterface = "eth0"\nreturn_path = "direct"'
+
+
+@pytest.mark.parametrize(
+    ("health", "backends", "listen", "expected"),
+    [
+        ("type = 'tcp'", ONE, FOUR, []),
+        ("type = 'agent'\nport = 9", ONE, FOUR, []),
+        ("type = 'agent'", ONE, FOUR, [AGENT]),
+        ("type = 'agent'", "[]", FOUR, []),
+        ("type = 'udp'\nexpect = ''", ONE, FOUR, []),
+        ("type = 'udp'", ONE, FOUR, [UDP]),
+        ("type = 'tcp'\naddress = '192.0.2.9'", ONE, FOUR, []),
+        ("type = 'tcp'\naddress = '192.0.2.9'", '["192.0.2.1:1", "192.0.2.2:2"]', FOUR, []),
+        ("type = 'tcp'\naddress = '192.0.2.9'", TWO, FOUR, [TOGETHER]),
+        ("type = 'tcp'", DIRECT, FOUR, []),
+        ("type = 'tcp'\nslow_start = '30s'", TWO, FOUR, []),
+        ("type = 'tcp'\nslow_start = '30s'", DIRECT, FOUR, [SLOW]),
+        ("type = 'tcp'\nport = 443", ONE, TWO_PORTS, []),
+        ("type = 'icmp'", ONE, TWO_PORTS, []),
+        ("type = 'tcp'", '["192.0.2.1:80"]', TWO_PORTS, []),
+        ("type = 'tcp'", ONE, '["198.51.100.1:53", "198.51.100.1:53/udp"]', []),
+        ("type = 'tcp'", ONE, TWO_PORTS, [PORT]),
+    ],
+)
+def test_health_checks(health: str, backends: str, listen: str, expected: list[str]):
+    said = of(backends, f"[service.health]\n{health}", listen)
+    assert said == [f'service "s": {message}' for message in expected]
+
+
 def test_many_services_that_take_turns():
     def taking_turns(count: int) -> tuple[Note, ...]:
         return notes(Config(services=tuple(service(i, scheduler="round-robin") for i in range(count))))

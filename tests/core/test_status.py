@@ -10,7 +10,7 @@ from lbd.core.config import parse
 from lbd.core.observed import Observed
 from lbd.core.show import text
 from lbd.core.source import Source
-from lbd.core.status import Standing, balanced, document, headline
+from lbd.core.status import Standing, document, headline, known
 from strategies import configs
 
 CONFIG = parse(
@@ -184,7 +184,7 @@ def test_full_backend_and_counted_connections_are_shown():
         },
         {"address": "10.0.0.2", "weight": 1, "state": "up", "reason": "", "connections": 0, "share": 7},
     ]
-    assert balanced(status) == standing.observed
+    assert known(status) == standing.observed
     lines = list(text(status, colour=False))
     assert lines[1].split()[-4:] == ["WEIGHT", "CONNECTIONS", "STATE", "REASON"]
     assert lines[2].split()[-9:-6] == ["1", "19", "full"]

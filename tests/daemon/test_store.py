@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbd.core.memory import decode_memory, decode_sources, encode_memory, encode_sources
+from lbd.core.health import Belief
+from lbd.core.memory import decode_memory, decode_sources, encode_beliefs, encode_memory, encode_sources
 from lbd.core.source import Source
 from lbd.core.state import LiveRoute, Memory, Route, RouteKey
 from lbd.host.store import Loaded, Store, StoreError
@@ -33,9 +34,12 @@ MEMORY = Memory(
     bodies={"dnat ip to 192.0.2.1": ("ab12", "cd34"), "": ()},
 )
 
+BELIEFS = {"ab": Belief("down", 12.5, reason="connection refused"), "cd": Belief("up", 1.0, came_up=0.5)}
+
 KINDS = [
     ("last-good.json", encode_sources(SOURCES), Store.last_good, None),
     ("memory.json", encode_memory(MEMORY), Store.memory, Memory()),
+    ("health.json", encode_beliefs("a boot", BELIEFS), Store.beliefs, {}),
 ]
 
 
@@ -49,6 +53,14 @@ def test_what_was_saved_is_loaded(store):
     store.save_memory(MEMORY)
     assert Store(store.directory).last_good() == Loaded(SOURCES)
     assert Store(store.directory).memory() == Loaded(MEMORY)
+
+
+def test_what_is_believed_is_of_one_boot_of_the_host(store):
+    assert store.beliefs() == Loaded({})
+    store.save_beliefs(BELIEFS)
+    assert Store(store.directory).beliefs() == Loaded(BELIEFS)
+    (store.directory / "health.json").write_text(encode_beliefs("another boot", BELIEFS))
+    assert store.beliefs() == Loaded({})
 
 
 def test_nothing_saved_is_nothing_and_no_complaint(store):

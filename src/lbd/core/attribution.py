@@ -15,7 +15,7 @@ from typing import NamedTuple
 from lbd.core.desired import wheres
 from lbd.core.observed import BackendName, name
 from lbd.core.packet import NAMES
-from lbd.core.settings import Config, Family, Ports
+from lbd.core.settings import Backend, Config, Family, Ports, Service
 from lbd.core.shape import Where
 
 
@@ -49,11 +49,13 @@ class Attribution:
         # By the address of the backend: there is nothing else to go by.
         self._marked: dict[str, list[_Number]] = defaultdict(list)
         self._backends: dict[tuple[_Number, str], list[tuple[Ports | None, BackendName]]] = defaultdict(list)
+        self.config = config
         for number, service in enumerate(config.services):
             for backend in service.backends:
                 address = str(backend.address)
                 self._backends[number, address].append((backend.ports, name(service, backend)))
-                if service.mark is not None and number not in self._marked[address]:
+            if service.mark is not None:
+                for address in {str(backend.address) for backend in (*service.backends, *service.sorry)}:
                     self._marked[address].append(number)
             for where, _ in wheres(service):
                 if where.mark is None:
@@ -79,6 +81,21 @@ class Attribution:
                 found[owner] += number
         return found
 
+    def takers(self, sent: Sent) -> Iterator[tuple[Service, Backend]]:
+        """Give every backend that a connection may be with, sorry servers too, of each service it may be of.
+
+        A service that has no interface takes all that comes to its listen address: then it is of no service
+        whose listen address is less exact.
+        """
+        services = self.config.services
+        for numbers in self._services(sent):
+            for service in (services[number] for number in numbers):
+                for backend in (*service.backends, *service.sorry):
+                    if str(backend.address) == sent.backend and _same(backend.ports, sent):
+                        yield service, backend
+            if any(services[number].interface is None for number in numbers):
+                return
+
     def _owners(self, sent: Sent) -> list[BackendName]:
         for numbers in self._services(sent):
             if owners := [owner for number in numbers for owner in self._of(number, sent)]:
@@ -101,9 +118,13 @@ class Attribution:
 
     def _of(self, number: _Number, sent: Sent) -> Iterator[BackendName]:
         for ports, owner in self._backends.get((number, sent.backend), ()):
-            same = sent.backend_port == sent.port if ports is None else sent.backend_port in ports
-            if same:
+            if _same(ports, sent):
                 yield owner
+
+
+def _same(ports: Ports | None, sent: Sent) -> bool:
+    """Tell whether connections to a backend with these ports are sent so."""
+    return sent.backend_port == sent.port if ports is None else sent.backend_port in ports
 
 
 class _Ranges:

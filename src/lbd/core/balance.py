@@ -1,8 +1,8 @@
 """Who gets new connections, given who has how many: `full` backends, and the shares of least-connections.
 
-Backends of a service that compete for the same connections (of one family and one `backup`) are to have as
-many open connections for their weight. What is steered is the share of *new* connections, and what is seen
-are open ones, some seconds late. So a share is the weight times a correction,
+Backends of a service that compete for the same connections (those of a family that core/rotation has in
+use) are to have as many open connections for their weight. What is steered is the share of *new* connections,
+and what is seen are open ones, some seconds late. So a share is the weight times a correction,
 
     (mean / load) ** QUICKLY, of loads smoothed over QUICK seconds, times
     (mean / load) ** SLOWLY, of loads smoothed over SLOW seconds, kept within 1/BOUND and BOUND,
@@ -17,12 +17,12 @@ by a tenth. docs/adr/0012-least-connections-in-user-space.md has the rest.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from lbd.core.observed import BackendName, name
+from lbd.core.observed import BackendName, Observed, name
+from lbd.core.rotation import rotation
 from lbd.core.settings import Backend, Config, Service
 
 # The quick part forgets within some ten samples, so that one burst does not move a share at once; the slow
@@ -49,13 +49,17 @@ LONGEST_STEP = 4.0
 # Shares are in thousandths of all: core/schedule has 251 slots for them.
 SCALE = 1000
 
+WHOLE = 100  # per cent
+
+NOTHING = Observed()
+
 # A full backend takes connections again below this percentage of its maximum, or it would be in and out with
 # every connection.
 AGAIN_PERCENT = 90
 
 
 class Load(NamedTuple):
-    """The connections of a backend, smoothed."""
+    """The connections of a backend, smoothed; of one that starts slowly, as many as it would have then."""
 
     quick: float
     slow: float
@@ -85,8 +89,14 @@ class Balance:
     # Those in force; 1 where there is none.
     corrections: Mapping[BackendName, float] = field(default_factory=dict)
 
-    def step(self, config: Config, counts: Mapping[BackendName, int], seconds: float) -> Balance:
-        """Return what `counts` lead to, `seconds` after the step before."""
+    def step(
+        self,
+        config: Config,
+        counts: Mapping[BackendName, int],
+        seconds: float,
+        observed: Observed = NOTHING,
+    ) -> Balance:
+        """Return what `counts` lead to, `seconds` after the step before. Who is out, `observed` says."""
         connections, full = dict[BackendName, int](), set[BackendName]()
         for service, backend in _backends(config):
             key = name(service, backend)
@@ -94,24 +104,27 @@ class Balance:
             if _is_full(backend, connections[key], before=key in self.full):
                 full.add(key)
         loads, corrections = dict[BackendName, Load](), dict[BackendName, float]()
-        for group in _groups(config, full):
-            loads |= _smoothed(group, self.loads, connections, min(seconds, LONGEST_STEP))
+        numbers = {**connections, **_whole(connections, observed.portions)}
+        groups = list(_groups(config, replace(observed, full=frozenset(full))))
+        for group in groups:
+            loads |= _smoothed(group, self.loads, numbers, min(seconds, LONGEST_STEP))
             wanted = _wanted(group, loads)
             known = {key: self.corrections.get(key, 1.0) for key in group}
             corrections |= wanted if _is_off(group, wanted, known) else known
-        return Balance(frozenset(full), _shares(config, full, corrections), connections, loads, corrections)
+        return Balance(frozenset(full), _shares(groups, corrections), connections, loads, corrections)
 
-    def within(self, config: Config) -> Balance:
-        """Return what of it goes for another configuration, until connections are counted for that."""
+    def within(self, config: Config, observed: Observed = NOTHING) -> Balance:
+        """Return what of it goes for another configuration, or with others out, until there is a count."""
         known = {name(service, backend) for service, backend in _backends(config)}
         limited = {
             name(service, backend) for service, backend in _backends(config) if backend.max_connections
         }
         full = self.full & limited
+        groups = _groups(config, replace(observed, full=full))
         corrections = {key: value for key, value in self.corrections.items() if key in known}
         return Balance(
             full,
-            _shares(config, full, corrections),
+            _shares(groups, corrections),
             {key: value for key, value in self.connections.items() if key in known},
             {key: value for key, value in self.loads.items() if key in known},
             corrections,
@@ -142,21 +155,34 @@ def _is_full(backend: Backend, number: int, *, before: bool) -> bool:
     return bool(most) and number >= (again_below(backend) if before else most)
 
 
-def _groups(config: Config, full: AbstractSet[BackendName]) -> Iterator[_Group]:
-    """Give the groups of backends that can take connections, where there is somebody to choose from."""
+def _groups(config: Config, observed: Observed) -> Iterator[_Group]:
+    """Give the groups of backends that take connections, where there is somebody to choose from."""
     for service in config.services:
         if service.scheduler != "least-connections":
             continue
-        groups: dict[tuple[int, int], dict[BackendName, int]] = {}
-        for backend in service.backends:
-            if backend.in_rotation and name(service, backend) not in full:
-                group = groups.setdefault((backend.family, backend.backup), {})
-                group[name(service, backend)] = backend.weight
-        yield from (group for group in groups.values() if len(group) > 1)
+        for family in sorted({backend.family for backend in service.backends}):
+            active = rotation(service, family, observed).active
+            group = {name(service, b): b.weight for b in active if b not in service.sorry}
+            if len(group) > 1:
+                yield group
+
+
+def _whole(
+    connections: Mapping[BackendName, int], portions: Mapping[BackendName, int]
+) -> dict[BackendName, float]:
+    """Return what backends with a part of their weight would have with all of it.
+
+    Else they would have too few connections, and get back by a correction what is kept from them.
+    """
+    return {
+        key: connections[key] * WHOLE / portion
+        for key, portion in portions.items()
+        if portion and key in connections
+    }
 
 
 def _smoothed(
-    group: _Group, before: Mapping[BackendName, Load], now: Mapping[BackendName, int], seconds: float
+    group: _Group, before: Mapping[BackendName, Load], now: Mapping[BackendName, float], seconds: float
 ) -> dict[BackendName, Load]:
     quick, slow = (-math.expm1(-seconds / constant) for constant in (QUICK, SLOW))
     known = [key for key in group if key in before]
@@ -196,12 +222,10 @@ def _is_off(group: _Group, wanted: Mapping[BackendName, float], known: Mapping[B
     )
 
 
-def _shares(
-    config: Config, full: AbstractSet[BackendName], corrections: Mapping[BackendName, float]
-) -> dict[BackendName, int]:
+def _shares(groups: Iterable[_Group], corrections: Mapping[BackendName, float]) -> dict[BackendName, int]:
     """Return the shares of the groups that are not at the weights of the file."""
     shares = {}
-    for group in _groups(config, full):
+    for group in groups:
         parts = {key: weight * corrections.get(key, 1.0) for key, weight in group.items()}
         if parts != group:
             total = sum(parts.values())

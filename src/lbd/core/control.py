@@ -14,8 +14,11 @@ OK, FAILED, USAGE, DIFFERENCES, NO_DAEMON, NO_PERMISSION, BAD_FILE = 0, 1, 2, 4,
 # In the runtime directory (RUNTIME_DIRECTORY, by default /run/lbd).
 SOCKET_NAME = "control.sock"
 
+# Who waits for the end of a drain asks again after so many seconds: one that has gone away costs no more.
+WAIT_MOST = 20.0
+
 # What changes nothing and shows nothing that `nft` would hide is for everyone.
-_FOR_ANYONE = frozenset({"status"})
+_FOR_ANYONE = frozenset({"status", "drift"})
 _ROOT = 0
 
 

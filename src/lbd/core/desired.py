@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from lbd.core import ingress, offload
 from lbd.core.observed import Observed
+from lbd.core.probes import IcmpProbe
 from lbd.core.program import LogTo, Surroundings, build
 from lbd.core.rotation import KEEPING, condition, rotation, weight
 from lbd.core.settings import (
@@ -24,6 +25,9 @@ from lbd.core.shape import FAMILIES, Where
 from lbd.core.slots import reduce
 from lbd.core.state import Address, Desired, Route, Rule
 from lbd.core.virtual import Target, Virtual
+
+PING_GROUPS = "net.ipv4.ping_group_range"
+LAST_GROUP = 2**31 - 1  # the kernel takes no number above it
 
 FORWARDING: dict[Family, str] = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 
@@ -51,7 +55,7 @@ def desired(config: Config, observed: Observed | None = None) -> Desired:
         routes=routes,
         replace=frozenset(_route(entry).key for entry in config.routes if entry.replace),
         rules=frozenset(map(_rule, config.rules)),
-        sysctls={**_forwarding(config, virtuals), **_silence(config), **untracked.sysctls},
+        sysctls={**_forwarding(config, virtuals), **_silence(config), **_pings(config), **untracked.sysctls},
     )
 
 
@@ -134,6 +138,15 @@ def _forwarding(config: Config, virtuals: list[Virtual]) -> dict[str, str]:
     # What goes on by hardware address is not forwarded.
     forwarded = (v.where.family for v in virtuals if v.service.return_path.kind != "direct")
     return {FORWARDING[family]: "1" for family in forwarded}
+
+
+def _pings(config: Config) -> dict[str, str]:
+    """Let every group ping, as systemd does, while a check does: the kernel's default is that none may.
+
+    It is about echo requests only, of IPv6 as well, and not about raw sockets. See icmp(7).
+    """
+    probes = [service.health.probe for service in config.services if service.health]
+    return {PING_GROUPS: f"0 {LAST_GROUP}"} if any(isinstance(probe, IcmpProbe) for probe in probes) else {}
 
 
 def _interface_address(entry: AddressEntry) -> Address:

@@ -7,7 +7,7 @@ monotonic seconds (CLOCK_MONOTONIC, which a restart of lbd does not set back).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lbd.core.observed import BackendName, name
@@ -106,6 +106,8 @@ def first(timing: Timing, now: float) -> Belief:
 
 def step(belief: Belief, result: Result, timing: Timing, now: float) -> Belief:
     """Return what is believed after a check with this result."""
+    if _says_the_same(belief, result):
+        return belief
     counted = belief.phase in CHANGING and result.passed != belief.up
     count = (belief.count if counted else 0) + 1
     enough, until_then = TRANSITIONS[belief.phase, result.passed]
@@ -115,11 +117,42 @@ def step(belief: Belief, result: Result, timing: Timing, now: float) -> Belief:
         phase,
         since=now if turned else belief.since,
         count=count if phase in CHANGING else 0,
-        reason=result.reason,
+        # Why one is down is what it is down for, until it is up again.
+        reason=belief.reason if phase == "passing" else result.reason,
         came_up=now if turned and phase == "up" and belief.phase != "new down" else belief.came_up,
         weight=belief.weight if result.weight is None else result.weight,
         agent=belief.agent if result.agent is None else result.agent,
     )
+
+
+def _says_the_same(belief: Belief, result: Result) -> bool:
+    """Tell whether a result changes nothing: as a rule, and then nothing new is made."""
+    return (
+        belief.phase == ("up" if result.passed else "down")
+        and belief.reason == result.reason
+        and result.weight in (None, belief.weight)
+        and result.agent in (None, belief.agent)
+    )
+
+
+def resumed(belief: Belief, now: float) -> Belief:
+    """Return what is believed of a backend that was not checked for a while, until the first check.
+
+    One that was up may have been restarted meanwhile: it starts slowly, and the first check decides alone.
+    """
+    if not belief.up:
+        return replace(belief, phase="down", count=0)
+    return replace(belief, phase="new up", count=0, reason="", came_up=now)
+
+
+def carried_over(belief: Belief) -> Belief:
+    """Return what another check of the same backend leaves behind for one that takes its place."""
+    return replace(belief, phase="new up" if belief.up else "new down", count=0, weight=100, agent="")
+
+
+def said(belief: Belief) -> str:
+    """Return what a backend is, as far as checks and its agent say, in the words of core/rotation."""
+    return (belief.agent or "up") if belief.up else "down"
 
 
 def portion(belief: Belief, slow_start: float, now: float) -> int:

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import cast, get_args
 
+from lbd.core.health import Agent, Belief, Phase
+from lbd.core.incidents import Incident
+from lbd.core.observed import BackendName
+from lbd.core.overrides import Said
 from lbd.core.source import Source
 from lbd.core.state import LiveRoute, Memory, Route, RouteKey
 
@@ -18,6 +23,9 @@ VERSION = 1
 
 _SOURCES = "last-good"
 _MEMORY = "memory"
+_INCIDENTS = "incidents"
+_HEALTH = "health"
+_OVERRIDES = "overrides"
 
 
 def encode_sources(sources: Sequence[Source]) -> str:
@@ -73,10 +81,93 @@ def decode_memory(text: str) -> Memory:
     )
 
 
-def _seal(kind: str, body: object) -> str:
-    return (
-        json.dumps({"kind": kind, "version": VERSION, "sha256": _digest(body), "body": body}, indent=1) + "\n"
+def encode_incidents(incidents: Sequence[Incident]) -> str:
+    """Write who changed the host, and when."""
+    return _seal(_INCIDENTS, [asdict(incident) for incident in incidents])
+
+
+def decode_incidents(text: str) -> tuple[Incident, ...]:
+    """Read what encode_incidents wrote. Raises ValueError, in words, for anything else."""
+    return tuple(_incident(_object(item)) for item in _list(_unseal(_INCIDENTS, text)))
+
+
+def _incident(item: dict[str, object]) -> Incident:
+    seconds, repaired = item.get("seconds"), item.get("repaired")
+    if not isinstance(seconds, int | float) or not isinstance(repaired, bool):
+        raise ValueError("an incident does not say how it ended")  # noqa: TRY004 - bad data, not a bad call
+    return Incident(
+        began=_text(item, "began"),
+        ended=_text(item, "ended"),
+        times=_number(item, "times"),
+        operations=_number(item, "operations"),
+        what=tuple(map(_string, _list(item.get("what")))),
+        by=tuple(map(_string, _list(item.get("by")))),
+        repaired=repaired,
+        seconds=float(seconds),
     )
+
+
+def encode_beliefs(boot: str, beliefs: Mapping[str, Belief]) -> str:
+    """Write what is believed of backends, by the digest of the check; times are of this boot."""
+    rows = {
+        digest: [b.phase, b.since, b.count, b.reason, b.came_up, b.weight, b.agent]
+        for digest, b in beliefs.items()
+    }
+    # On one line: of 10,000 checks this is written again and again, and indenting takes ten times as long.
+    return _seal(_HEALTH, {"boot": boot, "beliefs": rows}, indent=None)
+
+
+def decode_beliefs(text: str) -> tuple[str, dict[str, Belief]]:
+    """Read what encode_beliefs wrote. Raises ValueError, in words, for anything else."""
+    body = _object(_unseal(_HEALTH, text))
+    return _text(body, "boot"), {
+        digest: _belief(_list(row)) for digest, row in _object(body.get("beliefs")).items()
+    }
+
+
+def _belief(row: list[object]) -> Belief:
+    match row:
+        case [
+            str(phase),
+            int() | float() as since,
+            int(count),
+            str(reason),
+            None | int() | float() as came_up,
+            int(weight),
+            str(agent),
+        ] if phase in get_args(Phase) and agent in get_args(Agent):
+            return Belief(cast("Phase", phase), since, count, reason, came_up, weight, cast("Agent", agent))
+    raise ValueError(f"what is believed of a backend cannot be read: {row}")
+
+
+def encode_overrides(said: Mapping[BackendName, Said]) -> str:
+    """Write what was said of backends at run time."""
+    items = [
+        {"service": service, "backend": backend, **asdict(each)} for (service, backend), each in said.items()
+    ]
+    return _seal(_OVERRIDES, items)
+
+
+def decode_overrides(text: str) -> dict[BackendName, Said]:
+    """Read what encode_overrides wrote. Raises ValueError, in words, for anything else."""
+    items = [_object(item) for item in _list(_unseal(_OVERRIDES, text))]
+    return {(_text(item, "service"), _text(item, "backend")): _said(item) for item in items}
+
+
+def _said(item: dict[str, object]) -> Said:
+    uid, at = _number(item, "uid"), _text(item, "at")
+    match _text(item, "state"):
+        case "drain":
+            return Said("drain", uid, at)
+        case "maintenance":
+            return Said("maintenance", uid, at)
+        case state:
+            raise ValueError(f"{state!r} is nothing that is said of a backend")
+
+
+def _seal(kind: str, body: object, indent: int | None = 1) -> str:
+    sealed = {"kind": kind, "version": VERSION, "sha256": _digest(body), "body": body}
+    return json.dumps(sealed, indent=indent) + "\n"
 
 
 def _unseal(kind: str, text: str) -> object:

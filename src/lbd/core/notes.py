@@ -11,9 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import floor, inf, log, log10
 
+from lbd.core import health
 from lbd.core.desired import virtuals_of, wheres
 from lbd.core.maglev import SIZES
 from lbd.core.observed import Observed
+from lbd.core.probes import AgentProbe, ExecProbe, Health, IcmpProbe, UdpProbe
 from lbd.core.rotation import rotation
 from lbd.core.schedule import hashed, pick
 from lbd.core.settings import WHOLE_MARK, Backend, Config, Family, Service
@@ -60,7 +62,7 @@ def notes(config: Config) -> tuple[Note, ...]:
     found: list[Note] = []
     turns = 0
     for service in config.services:
-        said = (shares.of(service), _persistence(service))
+        said = (shares.of(service), _persistence(service), *_checks(service))
         found.extend(Note(service.name, message) for message in said if message)
         turns += _turns(service)
     if turns > MANY_TURNS:
@@ -222,6 +224,41 @@ def _persistence(service: Service) -> str:
         f'scheduler "{service.scheduler}" hashes the source address alone, and sends a client to the same '
         "backend anyway; persistence adds nothing to that until backends change"
     )
+
+
+def _checks(service: Service) -> Iterator[str]:
+    checks, backends = service.health, service.backends
+    if checks is None or not backends:
+        return
+    yield _port_asked(service, checks)
+    if isinstance(checks.probe, UdpProbe) and checks.probe.expect is None:
+        yield 'a check of type "udp" without "expect" takes silence for good: only an error that comes back fails it'
+    if checks.address and len(backends) > 1 and len({health.target(service, each) for each in backends}) == 1:
+        yield f"all {len(backends)} backends are checked at {checks.address}, and go up and down together"
+    path = service.return_path.kind
+    if checks.slow_start and path in ("direct", "stateless"):
+        yield (
+            f'slow_start changes shares {health.STEPS} times, and with return_path = "{path}" each change '
+            "sends some open connections to another backend"
+        )
+
+
+def _port_asked(service: Service, checks: Health) -> str:
+    """Return which port is asked, where that may be another than was meant, "" where it is clear."""
+    if checks.port is not None or isinstance(checks.probe, IcmpProbe | ExecProbe):
+        return ""
+    if isinstance(checks.probe, AgentProbe):
+        port = health.target(service, service.backends[0]).port
+        return f'agents are asked at port {port}, that of the service; write "port" if they listen on another'
+    for backend in service.backends:
+        ports = {listen.ports for listen in service.listen if listen.family == backend.family}
+        if backend.ports is None and len(ports) > 1:
+            port = health.target(service, backend).port
+            return (
+                f"checks ask port {port} of {backend} alone, and the service has {len(ports)} ports; "
+                f"write port = {port}, or another, to say which"
+            )
+    return ""
 
 
 def _said(target: Target) -> str:

@@ -50,7 +50,9 @@ def _own(service: Service, backend: Backend, observed: Observed) -> Condition:
         if key in observed.expired:
             found = Condition("down", "its time to drain is over")
         elif key in observed.ended:
-            found = Condition("down", f"drained, no connection is left; {reason}")
+            untracked = service.return_path.kind in ("direct", "stateless")
+            left = "its connections are not tracked" if untracked else "no connection is left"
+            found = Condition("down", f"drained, {left}; {reason}")
         else:
             found = Condition("drain", reason)
     elif not backend.weight:

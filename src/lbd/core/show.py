@@ -69,6 +69,29 @@ def _rows(services: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
                 str(backend["weight"]),
                 counted,
                 backend["state"],
-                backend["reason"],
+                _why(backend),
             )
             first = rest
+
+
+def _why(backend: Mapping[str, Any]) -> str:
+    """Return the reason for a backend's state, and what its checks say beside it."""
+    reason: str = backend["reason"]
+    health = backend.get("health")
+    if health is None:
+        return reason
+    count = f"{health['against']} {'check' if health['against'] == 1 else 'checks'}"
+    if health["up"]:
+        failed = f"{count} failed: {health['reason']}" if health["against"] else ""
+        return "; ".join(filter(None, [reason, failed]))
+    if not backend.get("dead"):
+        return reason
+    return f"{reason}, for {_lasting(health['seconds'])}" + (f"; {count} passed" if health["against"] else "")
+
+
+def _lasting(seconds: float) -> str:
+    """Return a time in the largest unit of which there are two, cut: "90 s", "5 min", "3 h", "2 d"."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{int(seconds // length)} {unit}"
+    return f"{int(seconds)} s"

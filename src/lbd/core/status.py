@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lbd.core.health import Belief
-from lbd.core.observed import BackendName, Observed
+from lbd.core.observed import BackendName, Observed, Override, name
 from lbd.core.rotation import condition, rotation
 from lbd.core.settings import Backend, Config, Service
 from lbd.core.words import many
@@ -24,7 +24,7 @@ class Standing:
     `hash` is that of the file in force; `error` is why the file on disk is not it; `problems` is what
     keeps the host from it. `last_drift` is {"time", "operations", "by"} or None. `connections` are those of
     backends where they are counted, `observed` is of what the rules in force were made, `beliefs` is what
-    health checks say.
+    health checks say; `now` is the monotonic time, as theirs.
     """
 
     state: State
@@ -39,6 +39,7 @@ class Standing:
     connections: Mapping[BackendName, int] = field(default_factory=dict)
     observed: Observed = field(default_factory=Observed)
     beliefs: Mapping[BackendName, Belief] = field(default_factory=dict)
+    now: float = 0.0
 
 
 def document(standing: Standing, config: Config | None) -> dict[str, Any]:
@@ -81,30 +82,76 @@ def _backend(service: Service, backend: Backend, standing: Standing, *, takes: b
     if state == "idle":
         state = "up"
     elif found.dead and belief:
-        reason = belief.reason
+        reason = belief.reason or "not checked yet"
     elif state == "up" and not takes:
         state, reason = "standby", f"backup = {backend.backup} in the file, and others take connections"
     elif state == "up" and observed.portions.get(key, 100) < WHOLE:
         state, reason = "starting", f"{observed.portions[key]} % of its weight"
-    said = {"address": str(backend), "weight": backend.weight, "state": state, "reason": reason}
+    override = observed.overrides.get(key)
+    if override and override.reason not in reason:
+        # What stands in the file is stronger, and yet this goes on.
+        reason = "; ".join(filter(None, [reason, override.reason]))
+    said: dict[str, Any] = {
+        "address": str(backend),
+        "weight": backend.weight,
+        "state": state,
+        "reason": reason,
+    }
     if key in standing.connections:
         said["connections"] = standing.connections[key]
-    if key in observed.shares:
-        said["share"] = observed.shares[key]
-    return said
+    if belief:
+        said["health"] = _health(belief, standing.now)
+    return said | _beside_the_file(key, observed)
 
 
-def balanced(status: Mapping[str, Any]) -> Observed:
-    """Return what a status document says of full backends and shares, as the daemon observed it."""
+def _health(belief: Belief, now: float) -> dict[str, Any]:
+    """Return what checks say of a backend, for how many seconds, and how many in a row say otherwise."""
+    return {
+        "up": belief.up,
+        "seconds": round(max(0.0, now - belief.since), 1),
+        "against": belief.count,
+        "reason": belief.reason,
+    }
+
+
+def _beside_the_file(key: BackendName, observed: Observed) -> dict[str, Any]:
+    """Return what is known of a backend that the file does not say, where there is something."""
+    override = observed.overrides.get(key)
+    said = {
+        "share": observed.shares.get(key),
+        "portion": observed.portions.get(key),
+        "override": override and {"state": override.state, "reason": override.reason},
+        "dead": key in observed.dead or None,
+        "drained": key in observed.ended or None,
+    }
+    return {word: value for word, value in said.items() if value is not None}
+
+
+def known(status: Mapping[str, Any]) -> Observed:
+    """Return what a status document says of backends beside the file, as the daemon observed it."""
     backends = [
         ((service["name"], backend["address"]), backend)
         for service in status["services"]
         for backend in service["backends"]
     ]
     return Observed(
-        full=frozenset(name for name, backend in backends if backend["state"] == "full"),
-        shares={name: backend["share"] for name, backend in backends if "share" in backend},
+        full=frozenset(key for key, backend in backends if backend["state"] == "full"),
+        shares={key: backend["share"] for key, backend in backends if "share" in backend},
+        portions={key: backend["portion"] for key, backend in backends if "portion" in backend},
+        dead=frozenset(key for key, backend in backends if "dead" in backend),
+        ended=frozenset(key for key, backend in backends if "drained" in backend),
+        overrides={key: Override(**b["override"]) for key, b in backends if "override" in b},
     )
+
+
+def overridden(config: Config, observed: Observed) -> list[str]:
+    """Return a line for each backend of which something else holds than what `config` says."""
+    known = {name(service, backend) for service in config.services for backend in service.backends}
+    return [
+        f"{' '.join(key)}: {override.reason}"
+        + ("" if key in known else "; the file does not have it, and once in force it is forgotten")
+        for key, override in observed.overrides.items()
+    ]
 
 
 def headline(standing: Standing, config: Config | None) -> str:

@@ -7,18 +7,36 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from lbd.core.memory import decode_memory, decode_sources, encode_memory, encode_sources
+from lbd.core.health import Belief
+from lbd.core.incidents import Incident
+from lbd.core.memory import (
+    decode_beliefs,
+    decode_incidents,
+    decode_memory,
+    decode_overrides,
+    decode_sources,
+    encode_beliefs,
+    encode_incidents,
+    encode_memory,
+    encode_overrides,
+    encode_sources,
+)
+from lbd.core.observed import BackendName
+from lbd.core.overrides import Said
 from lbd.core.source import Source
 from lbd.core.state import Memory
 
 T = TypeVar("T")
 U = TypeVar("U")
+
+# Another one after each boot: random(4). Monotonic times of another boot say nothing.
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 # 5,000 services are 3 MiB of TOML. More than this is not a file that lbd wrote.
 _LIMIT = 64 * 1024 * 1024
@@ -58,6 +76,35 @@ class Store:
         """Keep what the kernel cannot tell. Raises StoreError."""
         self._save("memory.json", encode_memory(memory))
 
+    def incidents(self) -> Loaded[tuple[Incident, ...]]:
+        """Return the incidents that were kept, the newest last; none when there are none to be trusted."""
+        return self._load("incidents.json", decode_incidents, ())
+
+    def save_incidents(self, incidents: Sequence[Incident]) -> None:
+        """Keep who changed the host, and when. Raises StoreError."""
+        self._save("incidents.json", encode_incidents(incidents))
+
+    def beliefs(self) -> Loaded[Mapping[str, Belief]]:
+        """Return what was believed of backends, by digest of the check; nothing that is of another boot."""
+        found: Loaded[tuple[str, dict[str, Belief]]] = self._load("health.json", decode_beliefs, ("", {}))
+        boot, beliefs = found.value
+        return Loaded(beliefs if boot and boot == _this_boot() else {}, found.ignored)
+
+    def save_beliefs(self, beliefs: Mapping[str, Belief]) -> None:
+        """Keep what is believed of backends. Raises StoreError."""
+        boot = _this_boot()
+        if not boot:
+            raise StoreError(f"{_BOOT} cannot be read")
+        self._save("health.json", encode_beliefs(boot, beliefs))
+
+    def overrides(self) -> Loaded[Mapping[BackendName, Said]]:
+        """Return what was said of backends at run time; nothing when there is none, or none to be trusted."""
+        return self._load("overrides.json", decode_overrides, {})
+
+    def save_overrides(self, said: Mapping[BackendName, Said]) -> None:
+        """Keep what was said of backends at run time. Raises StoreError."""
+        self._save("overrides.json", encode_overrides(said))
+
     def _load(self, name: str, decode: Callable[[str], T], absent: U) -> Loaded[T | U]:
         path = self.directory / name
         try:
@@ -83,6 +130,14 @@ class Store:
             _sync(self.directory)
         except OSError as error:
             raise StoreError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+def _this_boot() -> str:
+    """Return which boot of the host this is, "" when that cannot be told."""
+    try:
+        return _BOOT.read_text().strip()
+    except OSError:
+        return ""
 
 
 def _read(path: Path) -> str:

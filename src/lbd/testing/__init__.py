@@ -60,7 +60,11 @@ class FakeHost:
         self.routes: dict[RouteKey, LiveRoute] = {}
         self.rules: dict[Rule, bool] = {}
         if sysctls is None:
-            sysctls = {"net.ipv4.ip_forward": "0", "net.ipv6.conf.all.forwarding": "0"}
+            sysctls = {
+                "net.ipv4.ip_forward": "0",
+                "net.ipv6.conf.all.forwarding": "0",
+                "net.ipv4.ping_group_range": "1 0",
+            }
         self.sysctls = sysctls
         self.memory = Memory()
         self.generation = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 
-from lbd.core.config import untracked
+from lbd.core.config import health, untracked
 from lbd.core.config.findings import Finding, Place
 from lbd.core.config.services import PORT_FIELDS
 from lbd.core.config.written import Written
@@ -29,6 +29,7 @@ def service(written: Written, director: Director, doubtful: frozenset[str]) -> I
         _pins(written),
         _synproxy(written),
         untracked.service(written),
+        health.service(written),
     )
     if "mark_mask" not in doubtful:
         yield from _mark(written, director.mark_mask)

@@ -80,12 +80,16 @@ class Lists:
         self._read: dict[str, PrefixFile | None] = {}
         self.broken: list[tuple[int, Problem]] = []
 
+    def path(self, name: str) -> str:
+        """Return the path of a file of any kind that is named `name`."""
+        return resolved(self._main, name)
+
     def get(self, name: str) -> PrefixFile | None:
         """Return what is in the file named `name`, or None if there is a mistake in it, which is in `broken`.
 
         Raises ValueError if it is not there.
         """
-        path = resolved(self._main, name)
+        path = self.path(name)
         if path in self._read:
             return self._read[path]
         if path not in self._sources:

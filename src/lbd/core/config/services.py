@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
+from lbd.core.config import health
 from lbd.core.config.access import Listed, contradictions, listed
 from lbd.core.config.findings import Finding, Place, keys_of
 from lbd.core.config.lists import Lists
@@ -21,6 +22,7 @@ from lbd.core.config.tables import (
     read,
 )
 from lbd.core.config.written import Written
+from lbd.core.probes import Health
 from lbd.core.settings import (
     Access,
     Backend,
@@ -39,6 +41,8 @@ from lbd.core.settings import (
 PORT_FIELDS: tuple[HashField, ...] = ("source-port", "destination-port")
 HASH_FIELDS: tuple[HashField, ...] = get_args(HashField)
 BOTH: tuple[Family, ...] = (4, 6)
+# The kinds of return path that leave no connections to keep or to reset.
+UNTRACKED = frozenset({"direct", "stateless"})
 # Every service has one of them.
 _LISTEN = frozenset({"listen", "mark"})
 _KNOWN = frozenset(ServiceTable.model_fields)
@@ -53,6 +57,7 @@ class Common:
     allow: Listed | None
     deny: Listed | None
     limits: Limits
+    health: Health | None
     places: Mapping[str, Place]
     wrong: frozenset[str]
 
@@ -72,6 +77,7 @@ def common(raw: Mapping[str, object], director: DirectorTable, lists: Lists, fou
         allow,
         deny,
         limits,
+        _health(table.health, place / "health", lists, found),
         places={"return_path": above / "return_path"} | {key: place / key for key in raw},
         wrong=unread(DefaultsTable, place, found)
         | (unread(DirectorTable, above, found) & {"return_path"} - raw.keys()),
@@ -108,6 +114,8 @@ def service(
     scheduler = table.scheduler or defaults.scheduler or "maglev"
     allow, deny = _access(place, table, common, lists, found)
     limits = _limits(table.limits, place / "limits", found) if "limits" in raw else common.limits
+    checks = _health(table.health, place / "health", lists, found) if "health" in raw else common.health
+    path = table.return_path or common.return_path
     made = Service(
         name=table.name,
         listen=listens,
@@ -117,7 +125,7 @@ def service(
         scheduler=scheduler,
         hash=_hash(table.hash, defaults.hash, scheduler, ports=_has_ports(table.mark, listens)),
         table_size=table.table_size,
-        return_path=table.return_path or common.return_path,
+        return_path=path,
         persistence=_persistence(table.persistence or defaults.persistence),
         pins=() if doubtful else tuple(_pins(place / "pin", table.pin, backends, found)),
         allow=allow,
@@ -129,6 +137,8 @@ def service(
         offload=bool(defaults.offload if table.offload is None else table.offload),
         log=table.log or defaults.log or "off",
         ssh=table.ssh,
+        health=checks,
+        on_down=table.on_down or (None if path.kind in UNTRACKED else defaults.on_down),
     )
     given = frozenset(raw)
     return Written(
@@ -208,6 +218,12 @@ def _access(
     if allow and deny and (own_allow or own_deny):
         found.extend(contradictions(allow, deny, tell_in_deny=own_deny is not None))
     return allow.access if allow else None, deny.access if deny else Access()
+
+
+def _health(
+    raw: Mapping[str, object] | None, place: Place, lists: Lists, found: list[Finding]
+) -> Health | None:
+    return None if raw is None else health.health(raw, place, lists, found)
 
 
 def _limits(table: LimitsTable | None, place: Place, found: list[Finding]) -> Limits:

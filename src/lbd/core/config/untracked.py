@@ -55,6 +55,7 @@ def _too_much(written: Written) -> Iterator[str]:
         "sorry_server": bool(service.sorry),
         "offload": service.offload,
         "log": service.log != "off",
+        "on_down": service.on_down is not None,
     }
     return (key for key, there in has.items() if there)
 

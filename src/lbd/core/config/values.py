@@ -15,9 +15,8 @@ from types import MappingProxyType
 from lbd.core.settings import IP, InterfaceAddress, Network
 from lbd.core.words import quote
 
-LATER = "not supported yet"
 # How a value of TOML is called in a message.
-KINDS = {bool: "true or false", int: "a number", str: "a string", list: "a list", dict: "a table"}
+KINDS: dict[type, str] = {list: "a list", dict: "a table"}
 # From this prefix length on every IPv4 address is a host's (RFC 3021).
 POINT_TO_POINT = 31
 # The first byte of IPv4's loopback addresses; all below are of hosts, but those of 0.0.0.0/8.
@@ -28,7 +27,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _INTERFACE = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.@-]{1,15}")
 _HOST_NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})")
 _DURATION = re.compile(r"([0-9]{1,9})(ms|s|m|h)")
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+# Whole numbers, so that 700 ms are 0.7 s and not a bit more.
+_MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 _PREFIX = re.compile(r"[0-9]{1,3}")
 
 
@@ -70,10 +70,10 @@ def choice(
     raise ValueError(f"{kind}{quote(word)} is not one of {listed}{did_you_mean(word, (*built, *refused))}")
 
 
-def file_name(text: str) -> str:
+def file_name(text: str, such_as: str = "lists/office.txt") -> str:
     """Return the name of a file, relative to the directory of the main file or absolute."""
     if not text or text.endswith("/") or not text.isprintable():
-        raise ValueError(f'{quote(text)} is not the name of a file; write one like "lists/office.txt"')
+        raise ValueError(f'{quote(text)} is not the name of a file; write one like "{such_as}"')
     return text
 
 
@@ -110,7 +110,7 @@ def _seconds(text: str) -> float:
         raise ValueError(
             f'{quote(text)} is not a duration; write a whole number and a unit: "500ms", "2s", "1m", "1h"'
         )
-    return int(match[1]) * _SECONDS[match[2]]
+    return int(match[1]) * _MILLISECONDS[match[2]] / 1000
 
 
 def address(text: str) -> IP:

@@ -1,7 +1,7 @@
-"""The tables of the file, key by key: their types, their defaults, what is not built yet.
+"""The tables of the file, key by key: their types and their defaults.
 
 The only user of pydantic. A table that is wrong in one key goes on with its others, so that one run tells
-everything; a key whose feature is not built is refused, never ignored.
+everything.
 """
 
 from lbd.core.config.tables.cells import Entries, PrefixEntry
@@ -14,6 +14,7 @@ from lbd.core.config.tables.files import (
     RouteTable,
     RuleTable,
 )
+from lbd.core.config.tables.health import HealthTable
 from lbd.core.config.tables.reading import Table, read
 from lbd.core.config.tables.service import (
     BackendTable,
@@ -31,6 +32,7 @@ __all__ = [
     "DirectorTable",
     "DropInTable",
     "Entries",
+    "HealthTable",
     "LimitsTable",
     "MainTable",
     "PersistenceTable",

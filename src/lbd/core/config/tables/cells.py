@@ -9,7 +9,17 @@ from typing import Annotated, TypeVar
 from pydantic import AfterValidator, BeforeValidator, PlainValidator
 
 from lbd.core.config import endpoints, values
-from lbd.core.settings import HIGHEST_PORT, HashField, Log, Network, Refusal, ReturnPath, Scheduler, WhenEmpty
+from lbd.core.settings import (
+    HIGHEST_PORT,
+    HashField,
+    Log,
+    Network,
+    OnDown,
+    Refusal,
+    ReturnPath,
+    Scheduler,
+    WhenEmpty,
+)
 from lbd.core.words import quote
 
 HIGHEST_U32 = 2**32 - 1
@@ -48,18 +58,6 @@ def _whole(value: object, low: int, high: int) -> int:
     if not low <= value <= high:
         raise ValueError(f"{values.described(value)} is out of range; write a number from {low} to {high}")
     return value
-
-
-def later(*kinds: type) -> PlainValidator:
-    """Refuse a key whose feature is not built."""
-    wanted = " or ".join(values.KINDS[kind] for kind in kinds)
-
-    def validate(value: object) -> object:
-        if type(value) not in kinds:
-            raise ValueError(f"{values.LATER}; and it will be {wanted}, not {values.described(value)}")
-        raise ValueError(values.LATER)
-
-    return PlainValidator(validate)
 
 
 def duration(low: str, high: str) -> PlainValidator:
@@ -170,6 +168,7 @@ WhenEmptyKey = Annotated[
 ]
 RefusalKey = Annotated[Refusal | None, choice("drop", "reject")]
 LogKey = Annotated[Log | None, choice("off", "new", "path")]
+OnDownKey = Annotated[OnDown | None, choice("keep", "reset")]
 PrefixList = list[Annotated[PrefixEntry, PlainValidator(_prefix_entry)]]
 AllowKey = Annotated[PrefixList, some(" and nobody could connect; leave the key out to let everybody in")]
 BackupKey = Annotated[int, PlainValidator(_backup)]
@@ -178,8 +177,4 @@ TableSizeKey = Annotated[int, PlainValidator(_table_size)]
 Port = Annotated[int, number(1, HIGHEST_PORT)]
 Entries = list[dict[str, object]]
 
-LaterText = Annotated[object, later(str)]
-LaterNumber = Annotated[object, later(int)]
-LaterList = Annotated[object, later(list)]
-LaterStatus = Annotated[object, later(int, str, list)]
 LISTED = BeforeValidator(listed)

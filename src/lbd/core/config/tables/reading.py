@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lbd.core.config import values
 from lbd.core.config.findings import Finding, Place
+from lbd.core.config.locate import Part
 from lbd.core.words import quote
 
 
@@ -47,12 +48,16 @@ def read(model: type[T], raw: Mapping[str, object], place: Place, found: list[Fi
         wrong = error.errors(include_url=False)
     for detail in wrong:
         path = detail["loc"]
+        part: Part = "value"
+        if path[-1] == "[key]":
+            # A key that is wrong itself, of a table whose keys are not lbd's.
+            path, part = path[:-1], "key"
         where = Place(place.file, (*place.path, *path))
         kind, value = detail["type"], detail["input"]
         if kind == "extra_forbidden":
             found.append(Finding(where, _unknown(model, path), part="key"))
         elif kind == "value_error":
-            found.append(Finding(where, str(detail["ctx"]["error"])))
+            found.append(Finding(where, str(detail["ctx"]["error"]), part))
         elif kind == "list_type" and isinstance(value, dict) and len(where.path) == 1:
             found.append(Finding(where, f"write [[{path[0]}]] in two brackets; there can be several"))
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -13,17 +13,15 @@ from lbd.core.config.tables.cells import (
     AllowKey,
     HashKey,
     Interface,
-    LaterList,
-    LaterNumber,
-    LaterStatus,
-    LaterText,
     LogKey,
+    OnDownKey,
     PrefixList,
     RefusalKey,
     ReturnPathKey,
     SchedulerKey,
     WhenEmptyKey,
 )
+from lbd.core.config.tables.health import HealthKey
 from lbd.core.config.tables.reading import Table
 from lbd.core.settings import Backend, BackendState, Network
 
@@ -59,35 +57,12 @@ class LimitsTable(Table):
     synproxy: bool = False
 
 
-class HealthTable(Table):
-    """`[service.health]`, which is not built: refused as a whole when no key of it is."""
-
-    type: LaterText = None
-    interval: LaterText = None
-    timeout: LaterText = None
-    rise: LaterNumber = None
-    fall: LaterNumber = None
-    port: LaterNumber = None
-    path: LaterText = None
-    host: LaterText = None
-    send: LaterText = None
-    expect: LaterText = None
-    status: LaterStatus = None
-    command: LaterList = None
-
-    @model_validator(mode="after")
-    def _refuse(self) -> Self:
-        raise ValueError(values.LATER)
-
-
 class BackendTable(Table):
     """An entry of `backends`; as a string it is its address alone."""
 
     address: Annotated[Backend | None, cells.text(endpoints.backend)] = None
     weight: Annotated[int, cells.number(0, HIGHEST_WEIGHT)] = 1
-    state: Annotated[
-        BackendState, cells.choice("up", "drain", "down", refused={"maintenance": values.LATER})
-    ] = "up"
+    state: Annotated[BackendState, cells.choice("up", "drain", "down", "maintenance")] = "up"
     drain_until: cells.MomentKey = None
     backup: cells.BackupKey = 0
     max_connections: Annotated[int, cells.number(1, HIGHEST_CONNECTIONS)] = 0
@@ -166,8 +141,8 @@ class ServiceTable(Table):
     log: LogKey = None
     ssh: bool = False
     backends: Annotated[list[BackendTable], AfterValidator(_not_too_many)] = Field(default_factory=list)
-    on_down: LaterText = None
-    health: HealthTable | None = None
+    on_down: OnDownKey = None
+    health: HealthKey = None
 
 
 class DefaultsTable(Table):
@@ -184,3 +159,5 @@ class DefaultsTable(Table):
     when_empty: WhenEmptyKey = None
     offload: bool | None = None
     log: LogKey = None
+    on_down: OnDownKey = None
+    health: HealthKey = None
