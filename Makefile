@@ -11,7 +11,7 @@ LIBDIR := $(PREFIX)/lib/lbd
 DOCDIR := $(PREFIX)/share/doc/lbd
 
 RUN_PACKAGES  := python3-venv python3-nftables nftables iproute2
-TEST_PACKAGES := systemd-container dnsmasq-base
+TEST_PACKAGES := systemd-container dnsmasq-base nginx-light openssl
 EMULATION_PACKAGES := qemu-system-x86 busybox-static kmod
 
 # Debian packages, asked for only when one is missing, so that a second run needs neither root nor a network.
@@ -26,6 +26,13 @@ define packages
 	export DEBIAN_FRONTEND=noninteractive; \
 	apt-get update -qq || echo "apt-get update failed, trying with the lists at hand" >&2; \
 	apt-get install -y -qq --no-install-recommends $$missing </dev/null
+endef
+
+# The tests start servers of their own, in namespaces: a package must not start its service beside them.
+define unstarted
+	@dpkg-query -W -f '$${db:Status-Status}' $(1) 2>/dev/null | grep -qx installed || [ "$$(id -u)" != 0 ] || \
+		[ ! -d /run/systemd/system ] || { systemctl mask -q $(1).service && \
+		echo '$(1) is installed for the tests only: to use its service, systemctl unmask $(1)'; }
 endef
 
 .PHONY: help venv dev demo check test test-emulated bench bench-health man install uninstall clean
@@ -58,6 +65,7 @@ check: dev ## format, lint, types, import rules, pure tests (no root)
 
 # Under systemd first and alone, since some of its times are contracts; then the rest, two files at a time.
 test: dev ## every test; namespaces and a real systemd need root
+	$(call unstarted,nginx)
 	$(call packages,$(TEST_PACKAGES))
 	$(PY) -m pytest -m systemd
 	$(PY) -m pytest -m 'not systemd' -n 2 --dist loadfile

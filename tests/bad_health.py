@@ -211,6 +211,7 @@ ROWS: list[tuple[str, str, str, str]] = [
     ("health.answers", DNS + 'query = "a.example"\nrecord = "MX"\nanswers = "mail.example"', "9:11", 'service "s": health: answers: record MX: "mail.example" is not understood; write it like "10 mail.example.com"'),
     ("health.answers", DNS + 'query = "a.example"\nrecord = "MX"\nanswers = "10  mail.example"', "9:11", 'service "s": health: answers: record MX: "10  mail.example" is not understood; write it like "10 mail.example.com"'),
     ("health.answers", DNS + 'query = "a.example"\nrecord = "MX"\nanswers = "a mail.example"', "9:11", 'service "s": health: answers: record MX: "a mail.example" is not understood; write it like "10 mail.example.com"'),
+    ("health.answers", DNS + 'query = "a.example"\nrecord = "MX"\nanswers = "65536 mail.example"', "9:11", 'service "s": health: answers: record MX: "65536 mail.example" is not understood; write it like "10 mail.example.com"'),
     ("health.answers", DNS + 'query = "a.example"\nrecord = "SRV"\nanswers = "5060 sip.example"', "9:11", 'service "s": health: answers: record SRV: "5060 sip.example" is not understood; write it like "0 5 5060 sip.example.com"'),
     ("health.answers", DNS + 'query = "a.example"\nrecord = "TXT"\nanswers = "a\\nb"', "9:11", 'service "s": health: answers: "a\\nb" is not a line of text'),
     ("health.answers", TCP + 'answers = ["192.0.2.1"]', "7:1", 'service "s": health: "answers" is for checks of type "dns", and this one is "tcp"'),
@@ -229,5 +230,9 @@ ROWS: list[tuple[str, str, str, str]] = [
     ("defaults.health", '[defaults.health]\ntype = "tcp"\nsource = "2001:db8::9"\n[[service]]\nname = "s"\nlisten = "198.51.100.1:80"\nbackends = ["192.0.2.1"]', "4:1", 'service "s": 2001:db8::9 is IPv6 and is no source for checks of 192.0.2.1, which is IPv4 (f:3)'),
     ("defaults.health", '[defaults.health]\ntype = "tcp"\naddress = "2001:db8::9"\n[[service]]\nname = "s"\nlisten = "198.51.100.1:80"\nbackends = ["192.0.2.1"]', "4:1", 'service "s": 2001:db8::9 is IPv6 and cannot stand for 192.0.2.1, which is IPv4 (f:3)'),
     ("defaults.health", '[defaults.health]\ntype = "tcp"\n[[service]]\nname = "s"\nlisten = "198.51.100.1:80-81"\nbackends = ["192.0.2.1"]', "3:1", 'service "s": 192.0.2.1 has the ports of 198.51.100.1:80-81; add "port", the one to ask (f:1)'),
+    ("service.health", LISTEN + '["198.51.100.1:80", "[2001:db8::1]:80-90"]\nbackends = ["192.0.2.1", "[2001:db8:1::1]"]\nhealth = { type = "tcp" }', "5:10", 'service "s": health: [2001:db8:1::1] has the ports of [2001:db8::1]:80-90; add "port", the one to ask (f:4)'),
+    ("health.interval", TCP + 'interval = "10"\ntimeout = "3s"\nfast_interval = "4s"', "7:12", 'service "s": health: interval: "10" is not a duration; write a whole number and a unit: "500ms", "2s", "1m", "1h"'),
+    ("health.record", DNS + 'query = "a.example"\nrecord = "aaaa"\nanswers = "2001:db8::1"', "8:10", 'service "s": health: record: "aaaa" is not one of "A", "AAAA", "CNAME", "MX", "NS", "PTR", "SOA", "SRV", "TXT"'),
+    ("health.source", TCP + 'source = "2001:db8::9"\nport = 0', "8:8", 'service "s": health: port: the number 0 is out of range; write a number from 1 to 65535'),
 ]
 # fmt: on

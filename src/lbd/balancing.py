@@ -34,6 +34,8 @@ class Balancing:
         self._watched = False
         # Of the last look: who is out, and who drains. A look's drains are in force when it is over.
         self._observed = Observed()
+        # Whom the last balance took as out; written after it and read before it, so that it is never too new.
+        self._counted = Observed()
         self._terms: Mapping[BackendName, Terms] = {}
         self._attribution: tuple[Config, Attribution] | None = None
         self._sampled = self._took = 0.0
@@ -57,15 +59,18 @@ class Balancing:
         elif not had:
             await self._sample()
         elif before is not config:
-            self.balance = await asyncio.to_thread(self.balance.within, config, self._observed)
+            observed = self._observed
+            self.balance = await asyncio.to_thread(self.balance.within, config, observed)
+            self._counted = observed
         self._tend()
 
     def merged(self, observed: Observed) -> Observed:
         """Return what was observed of the host with what the connections say. For any thread."""
-        balance, before = self.balance, self._observed
+        counted = self._counted
+        balance = self.balance
         if self._config is None:
             return observed
-        if self._watched and _out(before) != _out(observed):
+        if self._watched and _out(counted) != _out(observed):
             # Who comes back would have the weight of the file beside the shares of the others.
             balance = balance.within(self._config, observed)
         self._observed, self._terms = observed, draining(self._config, observed)
@@ -128,11 +133,15 @@ class Balancing:
     async def _sample(self) -> None:
         """Count once. A failure is told once and changes nothing."""
         async with self._lock:
-            config, drains, began = self._config, self.drains, time.monotonic()
+            config, drains, observed = self._config, self.drains, self._observed
             assert config is not None
+            began = time.monotonic()
             try:
                 counts = await asyncio.to_thread(self._count, config)
-                balance = await asyncio.to_thread(self._step, config, counts, began - self._sampled)
+                balance = Balance()
+                if self._watched:
+                    seconds = began - self._sampled
+                    balance = await asyncio.to_thread(self.balance.step, config, counts, seconds, observed)
             except OSError as error:
                 if not self._failed:
                     self.say(report.degraded(f"connections cannot be counted: {error.strerror or error}"))
@@ -144,6 +153,7 @@ class Balancing:
             # Meanwhile another file may have come into force, or other drains, of which the next sample is.
             if config is self._config:
                 self.balance, self._sampled = balance, began
+                self._counted = observed
                 if drains is self.drains:
                     self.drains = drains.step(counts, began)
                     self._tell_ended(drains, began)
@@ -154,9 +164,6 @@ class Balancing:
         if known is None or known[0] is not config:
             known = self._attribution = config, Attribution(config)
         return known[1].count(conntrack.count())
-
-    def _step(self, config: Config, counts: Mapping[BackendName, int], seconds: float) -> Balance:
-        return self.balance.step(config, counts, seconds, self._observed) if self._watched else Balance()
 
     def _tell_ended(self, before: Drains, now: float) -> None:
         for key in sorted(self.drains.ended - before.ended):

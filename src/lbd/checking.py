@@ -34,6 +34,8 @@ SETTLE = 1.0
 
 # The same trouble of lbd's own is told again when it has been away for so many seconds.
 QUIET = 60.0
+# ... and so many kinds of it at most: a journal is not for more.
+KINDS = 20
 
 # As many objects as so many checks have are kept out of the cyclic garbage collector, whose looks at them
 # would hold up the event loop for 100 ms.
@@ -258,7 +260,7 @@ class Checking:
     def _tell_trouble(self, each: Watch, trouble: OwnTroubleError, now: float) -> None:
         """Tell of what lbd itself lacks. It is no verdict on a backend; the check comes again."""
         text = trouble.strerror or str(trouble)
-        if now - self._troubles.get(text, float("-inf")) > QUIET:
+        if now - self._troubles.get(text, float("-inf")) > QUIET and len(self._troubles) < KINDS:
             whom = str(each.check.target.address)
             self.say(report.degraded(f"health checks cannot be made, of {whom} for one: {text}"))
         self._troubles = {old: at for old, at in self._troubles.items() if now - at <= QUIET}

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 from lbd.core import report
@@ -188,7 +188,7 @@ def _all(ruling: Ruling) -> Counter[Left]:
     counts = conntrack.count()
     stale = {sent: left for sent in counts if (left := ruling.left(sent))}
     if len(stale) <= FEW:
-        return _each(stale)
+        return _each(stale, counts)
     conntrack_delete.singly(conntrack.handles(stale))
     found: Counter[Left] = Counter()
     for sent, left in stale.items():
@@ -196,18 +196,22 @@ def _all(ruling: Ruling) -> Counter[Left]:
     return found
 
 
-def _each(kinds: Mapping[Sent, Left]) -> Counter[Left]:
-    """End all connections of some kinds."""
+def _each(kinds: Mapping[Sent, Left], counts: Mapping[Sent, int] | None = None) -> Counter[Left]:
+    """End all connections of some kinds. The kernel does not say how many it deletes by filter: `counts`."""
     found: Counter[Left] = Counter()
     for sent, left in kinds.items():
-        number = conntrack.count(sent)[sent]
-        if number:
-            try:
-                conntrack_delete.by_filter(sent)
-            except NoFilterError:
-                number = conntrack_delete.singly(conntrack.handles({sent}))
-        found[left] += number
+        found[left] += _one(sent, None if counts is None else counts[sent])
     return found
+
+
+def _one(sent: Sent, number: int | None) -> int:
+    if conntrack_delete.filters(sent):
+        number = conntrack.count(sent)[sent] if number is None else number
+        with suppress(NoFilterError):
+            if number:
+                conntrack_delete.by_filter(sent)
+            return number
+    return conntrack_delete.singly(conntrack.handles({sent}))
 
 
 def _unreached(listen: frozenset[Served]) -> Counter[str]:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 
 from lbd.core.config import parse
+from lbd.core.health import Belief
 from lbd.core.observed import Observed
 from lbd.core.show import text
 from lbd.core.source import Source
@@ -209,6 +210,37 @@ sorry_server = "10.0.0.9"
         assert found["state"] == state
     gone = parse(Source("f", (service % ', state = "down"').replace("backup = true", 'state = "down"')))
     assert document(GOOD, gone)["services"][0]["state"] == "sorry"
+
+
+def test_what_checks_say_is_shown_and_for_how_long():
+    service = """[[service]]
+name = "w"
+listen = "192.0.2.1:80"
+backends = ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+health = { type = "tcp" }
+"""
+    one, two, three = (("w", f"10.0.0.{n}") for n in (1, 2, 3))
+    beliefs = {
+        one: Belief("failing", 100.0, 2, "connection refused"),
+        two: Belief("passing", 500.0, 1, "no answer within 1s"),
+        three: Belief("up", 900.0, came_up=900.0),
+    }
+    observed = Observed(dead=frozenset({two}), portions={three: 30})
+    standing = replace(GOOD, beliefs=beliefs, observed=observed, now=923.5)
+    status = document(standing, parse(Source("f", service)))
+    (found,) = status["services"]
+    assert [backend["state"] for backend in found["backends"]] == ["up", "down", "starting"]
+    assert [backend["health"] for backend in found["backends"]] == [
+        {"up": True, "seconds": 823.5, "against": 2, "reason": "connection refused"},
+        {"up": False, "seconds": 423.5, "against": 1, "reason": "no answer within 1s"},
+        {"up": True, "seconds": 23.5, "against": 0, "reason": ""},
+    ]
+    shown = [line.rpartition("  ")[2] for line in text(status, colour=False)][2:5]
+    assert shown == [
+        "2 checks failed: connection refused",
+        "no answer within 1s, for 7 min; 1 check passed",
+        "30 % of its weight",
+    ]
 
 
 @settings(max_examples=50, deadline=None)

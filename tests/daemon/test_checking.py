@@ -13,7 +13,7 @@ from lbd import checking
 from lbd.checking import Checking
 from lbd.core.entry import DEGRADED, HEALTH, PANIC
 from lbd.core.observed import Observed, Override
-from lbd.core.probes import Health, TcpProbe, Timing
+from lbd.core.probes import AgentProbe, Health, TcpProbe, Timing
 from lbd.core.settings import Backend, Config, Listen, Ports, Service
 from lbd.host import probe
 from lbd.host.store import Store
@@ -248,6 +248,8 @@ def test_maintenance_ends_checks_and_after_it_the_first_decides(tmp_path, server
         await watcher.follow(config(server, slow_start=100.0, panic=1))
         assert watcher.agenda.due is None
         assert watcher.merged(Observed()) == Observed()
+        await until(lambda: phase(watcher, server) != "up")
+        assert phase(watcher, server) in ("new up", "down")
         await until(lambda: phase(watcher, server) == "down")
         server.open()
         await until(lambda: phase(watcher, server) == "up")
@@ -276,6 +278,38 @@ def test_slow_start_asks_for_a_look_at_each_step(tmp_path, server):
         looks.clear()
         await asyncio.sleep(0.3)
         assert not looks
+
+    run(tmp_path, body)
+
+
+def test_agent_has_its_backend_drain_and_weigh_less(tmp_path, server):
+    answers = {"now": b"ready up 40%\n"}
+
+    async def answer(reader, writer):
+        writer.write(answers["now"])
+        await writer.drain()
+        writer.close()
+
+    async def body(watcher, said, looks):
+        agent = await asyncio.start_server(answer, "127.0.0.1", 0)
+        port = agent.sockets[0].getsockname()[1]
+        await watcher.follow(
+            config(server, what=AgentProbe(), timing=replace(TIMING, timeout=1.0), port=port)
+        )
+        await until(lambda: watcher.merged(Observed()).portions == {name(server): 40})
+        assert not said
+        answers["now"] = b"drain\n"
+        await until(lambda: watcher.merged(Observed()).overrides)
+        assert watcher.merged(Observed()).overrides == {
+            name(server): Override("drain", "its agent says drain")
+        }
+        assert (said[0].fields["LBD_FROM"], said[0].fields["LBD_TO"]) == ("up", "drain")
+        mine = Observed(overrides={name(server): Override("drain", "by root")})
+        assert watcher.merged(mine).overrides == mine.overrides
+        answers["now"] = b"down # for the night\n"
+        await until(lambda: watcher.merged(Observed()).dead)
+        agent.close()
+        await agent.wait_closed()
 
     run(tmp_path, body)
 

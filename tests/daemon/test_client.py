@@ -1,5 +1,6 @@
 """The client's end of the control socket: each way to get no answer is one clear error."""
 
+import json
 import os
 import socket
 import struct
@@ -11,7 +12,8 @@ from contextlib import suppress
 
 import pytest
 
-from lbd.client import CallError, DeniedError, NoDaemonError, call
+from lbd import client
+from lbd.client import CallError, DeniedError, NoDaemonError, await_drained, call
 from lbd.core.control import SOCKET_NAME
 
 
@@ -75,6 +77,38 @@ def test_the_deadline_is_for_the_whole_answer(path):
         call(path.parent, "status", {}, 0.5)
     assert time.monotonic() - start < 1.5
     thread.join(5)
+
+
+@pytest.mark.parametrize(
+    ("answers", "timeout"),
+    [([("drain", 0.0), ("drain", 0.0), ("down", 0.0)], 10.0), ([("drain", 0.1)] * 20, 0.25)],
+    ids=["it ends", "it does not"],
+)
+def test_the_end_of_a_drain_is_asked_for_again_and_again(path, monkeypatch, answers, timeout):
+    monkeypatch.setattr(client, "WAIT_MOST", 0.1)
+    asked = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def run():
+            for state, pause in answers:
+                connection, _ = listener.accept()
+                with connection:
+                    asked.append(json.loads(connection.recv(1000))["arguments"])
+                    time.sleep(pause)
+                    connection.sendall(json.dumps({"ok": True, "state": state}).encode() + b"\n")
+                if state != "drain" or asked[-1]["seconds"] < 0.1:
+                    return
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        found = await_drained(path.parent, "web", "10.0.0.1:80", timeout)
+        thread.join(5)
+    assert found == {"ok": True, "state": answers[len(asked) - 1][0]}
+    assert len(asked) == 3
+    assert {(each["service"], each["backend"]) for each in asked} == {("web", "10.0.0.1:80")}
+    assert all(0 <= each["seconds"] <= 0.1 for each in asked)
 
 
 def test_a_daemon_that_hangs_up_hard_is_an_error_in_words(path):

@@ -41,7 +41,11 @@ TEXTS = {
     "multicast": (GOOD.replace("192.168.2.73", "224.0.0.1"), ":5:13", "multicast"),
     "a name with nft in it": (GOOD.replace('"web"', '"web; add table ip x"'), ":2:8", "name"),
     "an interface with nft in it": (GOOD.replace("eth0", 'eth0\\" accept; #'), ":4:13", "interface"),
-    "a feature to come": (GOOD + 'on_down = "reset"\n', ":6:11", "not supported yet"),
+    "a check with two headers in one": (
+        GOOD + 'health = { type = "http", headers = { A = "b\\r\\nC: d" } }\n',
+        ":6:43",
+        "one line",
+    ),
     "nothing at all": ("", "", "allow_empty"),
     "only a comment": ("# to do\n", "", "allow_empty"),
     "2,000 nested brackets": ("x = " + "[" * 2000, "", "nested"),

@@ -104,6 +104,6 @@ def test_full_table(table, tmp_path, monkeypatch, family, way):
     print(f"{family=} {way=}: {run.seconds:.3f} s, the loop waited {run.lag * 1000:.0f} ms at most")
     assert len(raw()) == MANY - OF_ONE
     assert [entry.fields["LBD_CONNECTIONS"] for entry in run.said] == [str(OF_ONE)]
-    # Noisy machines take their time; alone it is a tenth of a second.
     assert run.lag < 0.1
-    assert run.seconds < 2.0
+    # The machine may be busy with other things: alone it is a few tenths of a second.
+    assert run.seconds < 6.0

@@ -213,6 +213,9 @@ def test_backend_that_leaves_the_file_is_forgotten_and_that_is_told(lab, directo
     director.write("[[service]]\nname = 1\n")
     director.wait_line("refused", since=since)
     assert overridden(director) == {second[1]: "drain"}
+    # Nor does it keep anybody from saying something.
+    assert said(director, "maintenance", *second).startswith(f"web {second[1]}: maintenance")
+    said(director, "drain", *second)
     director.apply(web(count=1))
     told = f'{second[1]} of service "web" is not in the file any more, and is forgotten: drained by uid 0'
     director.wait_line(told, since=since)

@@ -432,6 +432,7 @@ def test_a_name_server_answers_something_else(lab, names, family, probe, reason)
         (lambda data: data, "an answer to another question"),
         (lambda data: bytes([data[0] ^ 1]) + data[1:2] + b"\x80" + data[3:], "an answer to another question"),
         (lambda data: data[:2] + b"\x84\x00" + data[4:], "no A record"),
+        (lambda data: data[:2] + b"\x84\x00" + data[4:] + bytes(500), "no A record"),
         (lambda data: data[:2] + b"\x84\x02" + data[4:], "SERVFAIL"),
         (lambda data: data[:2] + b"\x80\x00\xff\xff\xff\xff" + data[8:] + os.urandom(20_000), None),
     ],

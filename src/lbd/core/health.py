@@ -108,8 +108,7 @@ def step(belief: Belief, result: Result, timing: Timing, now: float) -> Belief:
     """Return what is believed after a check with this result."""
     if _says_the_same(belief, result):
         return belief
-    counted = belief.phase in CHANGING and result.passed != belief.up
-    count = (belief.count if counted else 0) + 1
+    count = belief.count + 1
     enough, until_then = TRANSITIONS[belief.phase, result.passed]
     phase = enough if count >= (timing.rise if result.passed else timing.fall) else until_then
     turned = (phase in IN_ROTATION) != belief.up

@@ -42,13 +42,20 @@ class NoFilterError(Exception):
     """The kernel cannot delete these by filter: one by one is the way."""
 
 
+def filters(sent: Sent) -> bool:
+    """Tell whether these may be deleted by filter, where the kernel can do so at all.
+
+    Of another protocol with ports a filter cannot name them, and would take others with it.
+    """
+    return sent.protocol in WITH_PORTS and ":" not in sent.address
+
+
 def by_filter(sent: Sent) -> None:
     """Delete all connections that were sent in one way. Blocks while the kernel walks its table.
 
     Raises NoFilterError and OSError.
     """
-    if sent.protocol not in WITH_PORTS or ":" in sent.address:
-        # Of another protocol with ports a filter cannot name them, and would take others with it.
+    if not filters(sent):
         raise NoFilterError
     with netlink.connect() as sock:
         sock.settimeout(PATIENCE)

@@ -18,9 +18,9 @@ from lbd.core.probes import DnsProbe
 from lbd.core.words import cut, printable
 from lbd.host.probe_udp import datagrams, received
 
-# An answer to a question without EDNS has 512 bytes (RFC 1035). Some send more; what is read of it is still
-# few enough to be taken apart in some milliseconds, whatever it is.
-MOST = 4096
+# An answer to a question without EDNS is no longer (RFC 1035, 4.2.1). The worst that fits into it takes
+# dnspython some milliseconds, a long one would hold up the event loop.
+MOST = 512
 
 # What dnspython raises for bytes that are no answer.
 UNREADABLE = (dns.exception.DNSException, ValueError, IndexError, struct.error)

@@ -53,6 +53,7 @@ PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
 
 
 async def execute(target: Target, probe: ExecProbe) -> Result:
@@ -83,8 +84,11 @@ class _Running:
     def __init__(self, target: Target, probe: ExecProbe) -> None:
         environment = {"PATH": PATH, "LBD_ADDRESS": target.address, "LBD_PORT": str(target.port or "")}
         # Rights are each thread's own, and go on to the processes that it starts: capabilities(7).
-        with ThreadPoolExecutor(1, initializer=_give_up) as thread:
-            self._process = thread.submit(_start, probe.command, environment).result()
+        try:
+            with ThreadPoolExecutor(1) as thread:
+                self._process = thread.submit(_start, probe.command, environment).result()
+        except RuntimeError as error:  # as Python calls it when there cannot be another thread
+            raise OwnTroubleError(errno.EAGAIN, str(error)) from None
         assert self._process.stdout
         self._pipe = self._process.stdout.fileno()
         self.output = bytearray()
@@ -167,6 +171,8 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a program without rights. This takes those of the thread that calls it."""
+    _give_up()
     user, group = _ids()
     return subprocess.Popen(
         command,

@@ -53,7 +53,7 @@ _NEEDED: dict[Kind, tuple[str, str]] = {
 
 
 def health(raw: Mapping[str, object], place: Place, lists: Lists, found: list[Finding]) -> Health | None:
-    """Return what the table at `place` asks for: None is no check, or that something in it is wrong."""
+    """Return what the table at `place` asks for, as far as it is right; None is no check."""
     before = len(found)
     table = read(HealthTable, raw, place, found)
     told = keys_of(found[before:], place)
@@ -71,7 +71,7 @@ def health(raw: Mapping[str, object], place: Place, lists: Lists, found: list[Fi
         message = f'the key "{key}" is missing; a check of type "{table.type}" needs it: {example}'
         found.append(Finding(place, message))
     found.extend(_contradictions(table, raw, place))
-    made = Health(
+    return Health(
         _probe(table, place, lists, found),
         Timing(
             table.interval,
@@ -87,7 +87,6 @@ def health(raw: Mapping[str, object], place: Place, lists: Lists, found: list[Fi
         table.slow_start,
         table.panic,
     )
-    return made if len(found) == before else None
 
 
 def service(written: Written) -> Iterator[Finding]:

@@ -209,7 +209,7 @@ def _numbered(count: int, example: str) -> Callable[[str], str]:
 
     def read(text: str) -> str:
         *numbers, last = text.split(" ")
-        fit = all(each.isascii() and each.isdigit() and len(each) < 6 for each in numbers)  # noqa: PLR2004 - 65535
+        fit = all(re.fullmatch("[0-9]{1,5}", each) and int(each) < 1 << 16 for each in numbers)
         if len(numbers) != count or not fit:
             raise ValueError(f'{quote(text)} is not understood; write it like "{example}"')
         return " ".join([*numbers, name(last)])
