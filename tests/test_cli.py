@@ -167,7 +167,8 @@ def test_plan_shows_and_changes_nothing(run, good, host):
     code, out, _ = run("plan", "-c", good)
     lines = out.splitlines()
     assert code == 0
-    assert lines[0] == "note what was there before lbd: net.ipv4.ip_forward"
+    assert lines[0].startswith("+ service web: 192.0.2.1:80, ")
+    assert "note what was there before lbd: net.ipv4.ip_forward" in lines
     assert "add address 192.0.2.1/32 dev eth0" in lines
     assert "add table inet lbd" in lines
     # 251 slots on one line are for JSON.
@@ -190,6 +191,7 @@ def test_plan_as_json_has_every_operation_whole(run, good, host):
         "unsafe",
         "lacking",
         "overrides",
+        "changes",
     }
     assert any(line.count(" : ") == 251 for line in found["swap"])
     assert not host.applied
@@ -204,6 +206,9 @@ def test_apply_then_nothing_to_do_then_remove(run, good, host):
 
     assert run("apply", "-c", good) == (0, "nothing to do\n", "")
     assert run("plan", "-c", good, "--exit-code") == (0, "nothing to do\n", "")
+
+    good.write_text(good.read_text().replace('name = "web"', 'name = "web"\nscheduler = "random"'))
+    assert run("plan", "-c", good)[1].splitlines()[0] == "~ service web: scheduler maglev -> random"
 
     code, out, _ = run("apply", "--remove")
     assert code == 0

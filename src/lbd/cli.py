@@ -23,8 +23,8 @@ from lbd.core.words import NEEDS_CAPABILITY, cut, many, printable
 
 if TYPE_CHECKING:
     from lbd.core.plan import Plan
-    from lbd.core.settings import Config
     from lbd.host.director import Director
+    from lbd.intent import InForce
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -179,16 +179,28 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from lbd.core.changes import changes
     from lbd.core.desired import desired
     from lbd.core.status import overridden
-    from lbd.known import with_daemon
+    from lbd.known import last_applied, with_daemon
     from lbd.reconcile import plan
 
-    config = _load(arguments.config)
+    config = _load(arguments.config).config
     with _director() as host:
         observed = with_daemon(runtime(), _state(), host.observe(config))
         found = plan(host, desired(config, observed))
-    _show_plan(found, arguments.output, overridden(config, observed))
+    if arguments.output == "json":
+        names = ("before", "swap", "collect", "forget", "after")
+        said: dict[str, object] = {name: list(map(str, getattr(found, name))) for name in names}
+        said |= {"unsafe": found.unsafe, "lacking": found.lacking, "overrides": overridden(config, observed)}
+        said["changes"] = [asdict(change) for change in changes(last_applied(_state()), config)]
+        print(json.dumps(said))
+    else:
+        for change in changes(last_applied(_state()), config):
+            print(_coloured(printable(str(change))))
+        _show_plan(found, overridden(config, observed))
     return DIFFERENCES if found and arguments.exit_code else OK
 
 
@@ -198,29 +210,42 @@ def _apply(arguments: argparse.Namespace) -> int:
     from lbd.known import with_kept
     from lbd.reconcile import reconcile, remove
 
-    config, overrides = None if arguments.remove else _load(arguments.config), []
+    found, overrides = None if arguments.remove else _load(arguments.config), []
     with _claim(), _director() as host:
-        if config is None:
+        if found is None:
             outcome = remove(host)
         else:
-            observed = with_kept(_state(), host.observe(config))
-            overrides = overridden(config, observed)
-            outcome = reconcile(host, desired(config, observed))
+            observed = with_kept(_state(), host.observe(found.config))
+            overrides = overridden(found.config, observed)
+            outcome = reconcile(host, desired(found.config, observed))
+            if outcome.converged:
+                _keep(found)
     if outcome.plan or outcome.converged:
-        _show_plan(outcome.plan, "text", overrides)
+        _show_plan(outcome.plan, overrides)
     if not outcome.converged:
         raise ExitError(NO_PERMISSION if outcome.permission else FAILED, "\nlbd: ".join(outcome.failures))
     return OK
 
 
-def _load(path: Path) -> Config:
+def _load(path: Path) -> InForce:
     from lbd.core.source import BadFileError
     from lbd.host import files
+    from lbd.intent import build
 
     try:
-        return files.load(path)
+        return build(files.read(path).sources)
     except BadFileError as error:
         raise ExitError(BAD_FILE, str(error)) from error
+
+
+def _keep(applied: InForce) -> None:
+    """Keep a file that was applied, for `lbd plan` to tell the next one from."""
+    from lbd.host.store import Store, StoreError
+
+    try:
+        Store(_state()).save_last_good(applied.sources)
+    except StoreError as error:
+        print(f"lbd: {error}", file=sys.stderr)
 
 
 @contextmanager
@@ -256,13 +281,7 @@ def _claim() -> Iterator[None]:
         claim.close()
 
 
-def _show_plan(plan: Plan, output: str, overrides: Sequence[str]) -> None:
-    if output == "json":
-        names = ("before", "swap", "collect", "forget", "after")
-        groups = {name: getattr(plan, name) for name in names}
-        said = {name: list(map(str, ops)) for name, ops in groups.items()}
-        print(json.dumps(said | {"unsafe": plan.unsafe, "lacking": plan.lacking, "overrides": overrides}))
-        return
+def _show_plan(plan: Plan, overrides: Sequence[str]) -> None:
     for line in overrides:
         print(f"override: {line}")
     for line in plan.lines():
@@ -272,6 +291,16 @@ def _show_plan(plan: Plan, output: str, overrides: Sequence[str]) -> None:
         print(f"left out: {reason}")
     if not (plan or plan.unsafe or plan.lacking):
         print("nothing to do")
+
+
+# What is new, what is gone and what is another way, as diff(1) and others have them.
+COLOURS = {"+": "32", "-": "31", "~": "33"}
+
+
+def _coloured(change: str) -> str:
+    if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
+        return change
+    return f"\x1b[{COLOURS[change[0]]}m{change}\x1b[0m"
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -40,6 +40,7 @@ from lbd.leftovers import Leftovers
 from lbd.overrides import Overrides
 from lbd.packets import PacketPath
 from lbd.reconcile import Outcome, RefusedError, reconcile
+from lbd.unanswered import Unanswered
 
 # What makes us read the file again. A look for any other reason must not pick up a half-written one.
 FILE_REASONS: frozenset[Reason] = frozenset({"start", "file", "signal", "reload"})
@@ -87,10 +88,11 @@ class Daemon:
         self.overrides = Overrides(say, store)
         self.checking = Checking(say, lambda: self._trigger("health"), store)
         self.leftovers = Leftovers(say, store)
+        self.unanswered = Unanswered(say, lambda: self.checking.beliefs)
         self.drifts = Drifts(say, store)
         self.balancing = Balancing(self.journal.send, lambda: self._trigger("balance"))
         # In this order: who is counted depends on who is out.
-        self.sources: tuple[Source, ...] = (self.overrides, self.checking, self.balancing)
+        self.sources: tuple[Source, ...] = (self.overrides, self.checking, self.balancing, self.unanswered)
         commands = Commands(
             self.intent, self.overrides, self.balancing, self.drifts, self._standing, self._asked
         )
@@ -102,7 +104,6 @@ class Daemon:
         self.began = time.monotonic()
         self.look_began: float | None = None
         self.stopping = self.ready = False
-
         # What was last applied, and what came of it.
         self.applied: Desired | None = None
         self.applied_digest = ""
@@ -307,7 +308,6 @@ class Daemon:
                 self.journal.send(entry)
 
     # What others are told.
-
     def _standing(self) -> Standing:
         outcome, now, refusal = self.outcome, self.intent.now, self.intent.refusal
         problems = outcome.problems if outcome else ()
@@ -325,6 +325,7 @@ class Daemon:
             connections=self.balancing.connections,
             observed=self.intent.observed,
             beliefs=self.checking.beliefs,
+            unanswered=self.unanswered.backends,
             now=time.monotonic(),
         )
 

@@ -6,7 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from lbd.client import CallError, call
+from lbd.core.config import parse
 from lbd.core.observed import Observed
+from lbd.core.settings import Config
+from lbd.core.source import BadFileError
 from lbd.core.status import known
 from lbd.host.store import Store
 
@@ -31,6 +34,16 @@ def with_daemon(runtime: Path, state: Path, observed: Observed) -> Observed:
         full=found.full,
         shares=found.shares,
     )
+
+
+def last_applied(state: Path) -> Config:
+    """Return what the last file said that was applied; nothing, when none is kept that can be read."""
+    kept = Store(state).last_good().value
+    try:
+        return parse(kept[0], kept[1:]) if kept else Config()
+    except BadFileError:
+        # Of another version of lbd, to which it was good.
+        return Config()
 
 
 def with_kept(state: Path, observed: Observed) -> Observed:

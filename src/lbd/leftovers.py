@@ -162,7 +162,7 @@ class Leftovers:
 def _some(services: Iterable[Service], ruling: Ruling, before: Ruling) -> Mapping[Sent, Left] | None:
     """Return which kinds of connections are to end that were not before; None when that is not all."""
     every, whole = kinds(services)
-    if not whole:
+    if not whole or any(ruling.hides(sent) for sent in every):
         return None
     found = {sent: left for sent in every if (left := ruling.left(sent)) and not before.left(sent)}
     return found if len(found) <= FEW else None

@@ -144,7 +144,15 @@ def test_beliefs_are_read_as_they_were_written():
 
 @pytest.mark.parametrize(
     "row",
-    [[], ["up"], ["gone", 1.0, 0, "", None, 100, ""], ["up", "x", 0, "", None, 100, ""], {}, "up"],
+    [
+        [],
+        ["up"],
+        ["gone", 1.0, 0, "", None, 100, ""],
+        ["up", "x", 0, "", None, 100, ""],
+        ["up", 1.0, 0, "", None, 100, "x"],
+        {},
+        "up",
+    ],
     ids=str,
 )
 def test_what_is_no_belief_is_refused(row):

@@ -283,6 +283,15 @@ def test_a_writer_that_is_killed_leaves_one_whole_version(store):
         assert found.value in {(Source(letter, letter * 300_000),) for letter in "ab"}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_root_writes_belongs_to_whom_the_directory_belongs(store):
+    store.save_last_good(SOURCES)
+    os.chown(store.directory, 65534, 65534)
+    store.save_last_good(SOURCES)
+    found = (store.directory / "last-good.json").stat()
+    assert (found.st_uid, found.st_gid) == (65534, 65534)
+
+
 TEXTS = st.text(max_size=20)
 NUMBERS = st.integers(0, 2**32 - 1)
 ROUTES = st.builds(Route, to=TEXTS, via=TEXTS, interface=TEXTS, source=TEXTS, table=NUMBERS, metric=NUMBERS)

@@ -136,3 +136,25 @@ def test_silent_targets_wait_for_each_other_when_descriptors_are_few(lab, tmp_pa
         found, _ = asyncio.run(main())
     assert max(most) == 20
     assert found.dead == {("s", str(end)) for end in ends[:SILENT]}
+
+
+def test_connects_of_backends_that_go_are_given_up(lab, tmp_path):
+    timing = Timing(interval=1.0, timeout=0.5)
+
+    async def main():
+        with checking(tmp_path) as (watcher, said, _):
+            await watcher.follow(config(backends(NOWHERE, 20, OPEN), timing))
+            async with asyncio.timeout(5):
+                while watcher.agenda.under_way < 20:  # noqa: ASYNC110 - what is waited for knows of no event
+                    await asyncio.sleep(0.01)
+            full = len(descriptors())
+            await watcher.follow(config([], timing))
+            assert len(descriptors()) == full - 20
+            # Nothing comes of them later.
+            await asyncio.sleep(0.8)
+            assert watcher.agenda.under_way == 0
+            assert not said
+            await watcher.follow(None)
+
+    with lab.inside("director"):
+        asyncio.run(main())

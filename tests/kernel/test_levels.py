@@ -77,7 +77,7 @@ def test_an_open_conversation_stays_where_it_is(lab, director, family, protocol)
 
     apply("up")
     with Conversation(lab, "client", VIP[family], 8888, protocol=protocol) as talk:
-        apply("down")
+        apply("drain")
         assert ask(lab, "client", VIP[family], 8888, protocol=protocol).server == "server2"
         assert talk.server == "server1"
         assert talk.alive()

@@ -12,6 +12,7 @@ import pytest
 
 from lbd.core.health import Result, Target
 from lbd.core.probes import ExecProbe
+from lbd.host import probe_exec
 from lbd.host.probe import OwnTroubleError, run
 from lbd.lab.namespaces import wait_until
 
@@ -223,6 +224,26 @@ def test_many_at_once():
         return await asyncio.gather(*(run(target, 10.0) for _ in range(50)))
 
     assert set(asyncio.run(all_of_them())) == {Result(False, "exit code 1")}
+
+
+def test_others_have_their_turn_between_two_starts(monkeypatch):
+    turns, starts = [0], []
+    start = probe_exec._start
+    monkeypatch.setattr(probe_exec, "_start", lambda *words: starts.append(turns[0]) or start(*words))
+
+    async def turn():
+        while True:
+            turns[0] += 1
+            await asyncio.sleep(0)
+
+    async def all_of_them():
+        turning = asyncio.create_task(turn())
+        target = Target(ExecProbe(("/bin/true",)), "192.0.2.1")
+        await asyncio.gather(*(run(target, 10.0) for _ in range(20)))
+        turning.cancel()
+
+    asyncio.run(all_of_them())
+    assert len(set(starts)) == len(starts) == 20
 
 
 def test_rights_that_cannot_be_given_away_are_our_own_trouble(monkeypatch):

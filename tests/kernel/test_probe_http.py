@@ -12,13 +12,16 @@ import pytest
 
 import grpc_server
 from certificates import Authority
-from lbd.core.health import Result, Target
+from lbd.core.config import parse
+from lbd.core.health import Result, Target, checks
 from lbd.core.probes import GrpcProbe, HttpProbe, Tls
+from lbd.core.source import Source
+from lbd.host import probe
 from lbd.host.probe_errors import OwnTroubleError
 from lbd.host.probe_http import grpc, http
 from lbd.lab.namespaces import Lab
 from lbd.lab.topology import experiment
-from running import PATIENCE, SERVERS
+from running import PATIENCE, SERVERS, service
 from web import HTTP2, ONCE, OTHER, PLAIN, SELF_SIGNED, TLS, TLS_ONLY_1, Nginx
 
 pytestmark = pytest.mark.kernel
@@ -280,6 +283,35 @@ def test_tls_with_a_server_that_has_none(lab, web, version):
 
 def test_no_tls_with_a_server_that_wants_it(lab, web):
     assert page(lab, TLS_ONLY_1) == Result(False, "status 400")  # nginx says so in the clear
+
+
+# As a file has them.
+
+
+@pytest.mark.parametrize(
+    ("port", "table"),
+    [
+        (PLAIN, {"type": "http", "path": "/asked", "body": "GET|/asked|"}),
+        (PLAIN, {"type": "http", "path": "/asked", "method": "POST", "headers": {"X-A": "b"}, "body": "|b|"}),
+        (TLS, {"type": "https", "path": "/sni", "host": "a.example", "body": "sni=a.example", "ca": ""}),
+        (TLS, {"type": "https", "path": "/sni", "http_version": "2", "body": "alpn=h2", "ca": ""}),
+        (TLS, {"type": "https", "path": "/down", "verify": False, "status": [204, "500-599"]}),
+        (GRPC, {"type": "grpc", "service": "good"}),
+        (GRPC_TLS, {"type": "grpc", "tls": True, "sni": "grpc.example", "ca": ""}),
+    ],
+    ids=str,
+)
+def test_check_of_a_file(lab, web, health, authority, port, table):
+    if "ca" in table:
+        table = {**table, "ca": str(authority.certificate)}
+    text = service("192.0.2.1:80", [f"{SERVERS[4][0]}:{port}"], health=table)
+    (check,) = checks(parse(Source("lbd.toml", text))).values()
+
+    async def run():
+        return await probe.run(check.target, PATIENCE)
+
+    with lab.inside("director"):
+        assert asyncio.run(run()) == PASSED
 
 
 # gRPC.

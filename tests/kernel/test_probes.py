@@ -285,6 +285,8 @@ def test_a_datagram_is_answered(lab, rogue, family):
     assert checked(lab, UdpProbe(b"hi", b""), server.port, family, source=SOURCE[family]) == Result(True)
     assert server.asked == [b"hi"] * 3
     assert said(lab, UdpProbe(b"hi", b"+"), server.port, family) == 'answered "you said hi", without "+"'
+    assert checked(lab, UdpProbe(b"", b""), server.port, family) == Result(True)
+    assert server.asked[-1] == b""
 
 
 @FAMILIES

@@ -81,19 +81,27 @@ class Attribution:
                 found[owner] += number
         return found
 
-    def takers(self, sent: Sent) -> Iterator[tuple[Service, Backend]]:
+    def takers(self, sent: Sent, *, hidden: bool = False) -> Iterator[tuple[Service, Backend]]:
         """Give every backend that a connection may be with, sorry servers too, of each service it may be of.
 
         A service that has no interface takes all that comes to its listen address: then it is of no service
-        whose listen address is less exact.
+        whose listen address is less exact. With `hidden` those are given all the same.
         """
+        for service in self._in_reach(sent, hidden=hidden):
+            for backend in (*service.backends, *service.sorry):
+                if str(backend.address) == sent.backend and _same(backend.ports, sent):
+                    yield service, backend
+
+    def hides(self, sent: Sent) -> bool:
+        """Tell whether what is addressed so would be of another service if a more exact one was not there."""
+        in_reach = sum(1 for _ in self._in_reach(sent, hidden=False))
+        return sum(1 for _ in self._in_reach(sent, hidden=True)) > in_reach
+
+    def _in_reach(self, sent: Sent, *, hidden: bool) -> Iterator[Service]:
         services = self.config.services
         for numbers in self._services(sent):
-            for service in (services[number] for number in numbers):
-                for backend in (*service.backends, *service.sorry):
-                    if str(backend.address) == sent.backend and _same(backend.ports, sent):
-                        yield service, backend
-            if any(services[number].interface is None for number in numbers):
+            yield from (services[number] for number in numbers)
+            if not hidden and any(services[number].interface is None for number in numbers):
                 return
 
     def _owners(self, sent: Sent) -> list[BackendName]:

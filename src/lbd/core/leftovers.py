@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 from lbd.core import entry
@@ -66,12 +67,17 @@ class Ruling:
             first = first or Left(name(service, backend), why)
         if first:
             return first
-        for service, backend in self.gone.takers(sent):
+        # Also of a service to which it would still go, if a more exact one had not come.
+        for service, backend in chain(self.gone.takers(sent), self._now.takers(sent, hidden=True)):
             # What the file says now counts, as far as it still says something of that service.
             if not _ends(sent.protocol, "removed", self._on_down.get(service.name, service.on_down)):
                 return None
             first = first or Left(name(service, backend), "removed")
         return first
+
+    def hides(self, sent: Sent) -> bool:
+        """Tell whether connections addressed so may have been of another service, which is still there."""
+        return self._now.hides(sent)
 
     def _why(self, service: Service, backend: Backend) -> Why | None:
         if backend not in service.backends:

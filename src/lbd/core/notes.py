@@ -232,7 +232,10 @@ def _checks(service: Service) -> Iterator[str]:
         return
     yield _port_asked(service, checks)
     if isinstance(checks.probe, UdpProbe) and checks.probe.expect is None:
-        yield 'a check of type "udp" without "expect" takes silence for good: only an error that comes back fails it'
+        yield (
+            'a check of type "udp" without "expect" takes silence for good: only an error that comes back '
+            "fails it"
+        )
     if checks.address and len(backends) > 1 and len({health.target(service, each) for each in backends}) == 1:
         yield f"all {len(backends)} backends are checked at {checks.address}, and go up and down together"
     path = service.return_path.kind

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import starmap
 from typing import Any, Literal
 
 from lbd.core.health import Belief
 from lbd.core.observed import BackendName, Observed, Override, name
 from lbd.core.rotation import condition, rotation
 from lbd.core.settings import Backend, Config, Service
+from lbd.core.unanswered import problem
 from lbd.core.words import many
 
 WHOLE = 100  # per cent
@@ -24,7 +26,8 @@ class Standing:
     `hash` is that of the file in force; `error` is why the file on disk is not it; `problems` is what
     keeps the host from it. `last_drift` is {"time", "operations", "by"} or None. `connections` are those of
     backends where they are counted, `observed` is of what the rules in force were made, `beliefs` is what
-    health checks say; `now` is the monotonic time, as theirs.
+    health checks say; `now` is the monotonic time, as theirs. `unanswered` is how many connections wait
+    with backends that pass their check (core/unanswered).
     """
 
     state: State
@@ -39,6 +42,7 @@ class Standing:
     connections: Mapping[BackendName, int] = field(default_factory=dict)
     observed: Observed = field(default_factory=Observed)
     beliefs: Mapping[BackendName, Belief] = field(default_factory=dict)
+    unanswered: Mapping[BackendName, int] = field(default_factory=dict)
     now: float = 0.0
 
 
@@ -47,7 +51,7 @@ def document(standing: Standing, config: Config | None) -> dict[str, Any]:
     services = config.services if config else ()
     return {
         "state": standing.state,
-        "problems": list(standing.problems),
+        "problems": [*standing.problems, *starmap(problem, sorted(standing.unanswered.items()))],
         "config": {"path": standing.path, "hash": standing.hash, "error": standing.error or None},
         "services": [_service(service, standing) for service in services],
         "drift": {"count": standing.drifts, "last": standing.last_drift},
@@ -99,6 +103,8 @@ def _backend(service: Service, backend: Backend, standing: Standing, *, takes: b
     }
     if key in standing.connections:
         said["connections"] = standing.connections[key]
+    if key in standing.unanswered:
+        said["unanswered"] = standing.unanswered[key]
     if belief:
         said["health"] = _health(belief, standing.now)
     return said | _beside_the_file(key, observed)

@@ -16,6 +16,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from weakref import WeakKeyDictionary
 
 from lbd.core.health import Result, Target
 from lbd.core.probes import ExecProbe
@@ -48,6 +49,8 @@ CANNOT_RUN = frozenset(
     }
 )
 
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+
 # linux/prctl.h
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
@@ -62,8 +65,12 @@ async def execute(target: Target, probe: ExecProbe) -> Result:
     When this is cancelled, all that is still in the program's session is killed. Raises OwnTroubleError
     when there cannot be another process, and when the rights cannot be given away.
     """
+    turn = _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
     try:
-        running = _Running(target, probe)
+        # To start a process takes milliseconds, in which nothing else runs: one in each turn of the loop.
+        async with turn:
+            await asyncio.sleep(0)
+            running = _Running(target, probe)
     except ValueError as error:  # a null byte
         return Result(False, f"cannot run {quote(probe.command[0])}: {error}")
     except OSError as error:

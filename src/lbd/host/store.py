@@ -157,6 +157,10 @@ def _write(path: Path, text: str) -> None:
     path.unlink(missing_ok=True)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "wb") as file:
+        if os.geteuid() == 0:
+            # Written by `lbd apply` as root, and read by a daemon that is not.
+            owner = path.parent.stat()
+            os.fchown(fd, owner.st_uid, owner.st_gid)
         file.write(text.encode())
         file.flush()
         os.fsync(fd)
