@@ -88,6 +88,8 @@ def configs(draw):
             log_group=draw(st.sampled_from((76, 76, 77))),
             mark_mask=draw(st.sampled_from((WHOLE_MARK, 0xFF))),
             devices=devices,
+            removed_percent=draw(st.sampled_from((50, 50, 80))),
+            removed_from=draw(st.sampled_from((10, 10, 3))),
         ),
         services=draw(services(devices)),
         addresses=tuple(

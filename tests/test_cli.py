@@ -192,6 +192,7 @@ def test_plan_as_json_has_every_operation_whole(run, good, host):
         "lacking",
         "overrides",
         "changes",
+        "accident",
     }
     assert any(line.count(" : ") == 251 for line in found["swap"])
     assert not host.applied

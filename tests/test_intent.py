@@ -275,3 +275,37 @@ def test_lists_are_kept_with_the_file(intent, file, tmp_path):
     assert ids(later.read(0, patient=False)) == [entry.REFUSED]
     (allowed,) = later.now.config.services[0].allow.files
     assert list(map(str, allowed.prefixes)) == ["203.0.113.0/24"]
+
+
+def many(count):
+    one = '[[service]]\nname = "s{0}"\nlisten = "192.0.2.1:80{0:02}"\nbackends = []\n'
+    return "".join(one.format(n) for n in range(1, count + 1))
+
+
+def test_a_file_that_looks_like_an_accident_is_refused_until_it_is_meant(intent, file):
+    file.write_text(many(10))
+    intent.read(0, patient=False)
+    file.write_text(many(4))
+    (told,) = intent.read(1, patient=False).entries
+    assert told.message_id == entry.REFUSED
+    assert "6 of 10 services are gone at once" in told.message
+    assert len(intent.now.config.services) == 10
+    intent.meant = True
+    assert ids(intent.read(2, patient=False)) == []
+    assert len(intent.now.config.services) == 4
+    assert intent.refusal is None
+    # It was meant of that file alone.
+    file.write_text(many(40))
+    intent.read(3, patient=False)
+    file.write_text(many(4))
+    assert ids(intent.read(4, patient=False)) == [entry.REFUSED]
+
+
+def test_an_accident_while_the_daemon_was_away_is_one_too(intent, file, tmp_path):
+    file.write_text(many(10))
+    intent.read(0, patient=False)
+    intent.keep()
+    file.write_text(many(4))
+    again = Intent(file, Store(tmp_path / "state"))
+    assert ids(again.read(0, patient=False)) == [entry.REFUSED]
+    assert len(again.now.config.services) == 10

@@ -37,6 +37,8 @@ def toml(config):
             log_target=director.log_target,
             log_group=director.log_group,
             mark_mask=director.mark_mask,
+            removed_percent=director.removed_percent,
+            removed_from=director.removed_from,
             devices=list(director.devices),
         )
     ]

@@ -40,11 +40,9 @@ def runtime() -> Path:
     return directory("RUNTIME_DIRECTORY", "/run/lbd")
 
 
-def reload(_: argparse.Namespace) -> int:
+def reload(arguments: argparse.Namespace) -> int:
     """Have the daemon read its file."""
-    verdict = _call("reload", RELOAD_MOST)
-    if not verdict["ok"]:
-        raise ExitError(int(verdict.get("exit", FAILED)), str(verdict["error"]))
+    verdict = _asked(lambda: call(runtime(), "reload", {"yes": arguments.yes}, RELOAD_MOST))
     count = verdict["operations"]
     print(f"reloaded: {many(count, 'operation') if count else 'nothing to do'}")
     return OK

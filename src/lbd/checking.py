@@ -16,7 +16,7 @@ from lbd.core.bulletin import Bulletin
 from lbd.core.entry import Entry
 from lbd.core.health import Belief, Result
 from lbd.core.observed import BackendName, Observed
-from lbd.core.probes import TcpProbe
+from lbd.core.probes import Probe, TcpProbe
 from lbd.core.roster import Roster, roster
 from lbd.core.settings import Config
 from lbd.host import descriptors
@@ -62,6 +62,7 @@ class Checking:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connects: Connects[Watch] | None = None
         self._tasks: dict[Watch, asyncio.Task[None]] = {}
+        self._loaded: set[type[Probe]] = set()
         self._saving: asyncio.Task[None] | None = None
         self._unsaved = ""
         self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
@@ -192,27 +193,31 @@ class Checking:
     async def _probe(self, each: Watch) -> None:
         from lbd.host import probe  # noqa: PLC0415 - a director without such checks never loads it
 
-        timeout = each.check.timing.timeout
-        came: Result | OwnTroubleError
+        timeout, kind = each.check.timing.timeout, type(each.check.target.probe)
+        # The first of a kind wait for libraries, which may take longer than they may.
+        loaded = kind in self._loaded
+        came: Result | OwnTroubleError | None
         try:
             async with asyncio.timeout(timeout):
                 came = await probe.run(each.check.target, timeout)
         except TimeoutError:
-            came = Result(passed=False, reason=f"no answer within {timeout:g}s")
+            came = Result(passed=False, reason=f"no answer within {timeout:g}s") if loaded else None
         except OSError as error:
             came = OwnTroubleError(error.errno, said(error))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is one check's
             came = OwnTroubleError(0, f"{type(error).__name__}: {error}")
+        self._loaded.add(kind)
         # Else it was given up, too late to end it.
         if self._tasks.get(each) is asyncio.current_task():
             del self._tasks[each]
             self._ended(each, came)
 
-    def _ended(self, each: Watch, came: Result | OwnTroubleError) -> None:
+    def _ended(self, each: Watch, came: Result | OwnTroubleError | None) -> None:
+        """Note what came of a check; None is that nothing can be said."""
         now, before = time.monotonic(), each.belief
         if isinstance(came, OwnTroubleError):
             self._tell_trouble(each, came, now)
-        else:
+        elif came is not None:
             each.belief = health.step(before, came, each.check.timing, now)
         was_full = self.agenda.under_way >= self.agenda.most
         self.agenda.ended(each, now)

@@ -82,6 +82,13 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("-o", "--output", choices=["text", "json"], default="text", help="default: text")
         return sub
 
+    def with_meant(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--yes",
+            action="store_true",
+            help="also if more than half of many services are gone, which looks like an accident",
+        )
+
     with_file(command("run", _run, "run the daemon in the foreground"))
     with_output(with_file(command("check", _check, "check the file; needs no root and touches nothing")))
     plan = with_output(with_file(command("plan", _plan, "show what apply would do")))
@@ -89,12 +96,14 @@ def parser() -> argparse.ArgumentParser:
         "--exit-code", action="store_true", help=f"exit {DIFFERENCES} when there is something to do"
     )
     apply = with_file(command("apply", _apply, "apply the file once, without a daemon"))
+    with_meant(apply)
     apply.add_argument(
         "--remove",
         action="store_true",
         help="take away all that lbd has set up, and put back what was there before",
     )
-    with_file(command("reload", reload, "make the running daemon read the file, and wait for its verdict"))
+    again = command("reload", reload, "make the running daemon read the file, and wait for its verdict")
+    with_meant(with_file(again))
     with_output(with_file(command("status", status, "show what the running daemon does")))
     for name, does in {
         "drain": "keep new connections from a backend until `lbd undrain`, also over restarts",
@@ -181,6 +190,7 @@ def _check(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
+    from lbd.core.accident import accident
     from lbd.core.changes import changes
     from lbd.core.desired import desired
     from lbd.core.status import overridden
@@ -191,26 +201,34 @@ def _plan(arguments: argparse.Namespace) -> int:
     with _director() as host:
         observed = with_daemon(runtime(), _state(), host.observe(config))
         found = plan(host, desired(config, observed))
+    before = last_applied(_state())
+    why = accident(before, config)
     if arguments.output == "json":
         names = ("before", "swap", "collect", "forget", "after")
         said: dict[str, object] = {name: list(map(str, getattr(found, name))) for name in names}
         said |= {"unsafe": found.unsafe, "lacking": found.lacking, "overrides": overridden(config, observed)}
-        said["changes"] = [asdict(change) for change in changes(last_applied(_state()), config)]
+        said["changes"] = [asdict(change) for change in changes(before, config)]
+        said["accident"] = why
         print(json.dumps(said))
     else:
-        for change in changes(last_applied(_state()), config):
+        for change in changes(before, config):
             print(_coloured(printable(str(change))))
+        if why:
+            print(f"refused: {why}")
         _show_plan(found, overridden(config, observed))
     return DIFFERENCES if found and arguments.exit_code else OK
 
 
 def _apply(arguments: argparse.Namespace) -> int:
+    from lbd.core.accident import accident
     from lbd.core.desired import desired
     from lbd.core.status import overridden
-    from lbd.known import with_kept
+    from lbd.known import last_applied, with_kept
     from lbd.reconcile import reconcile, remove
 
     found, overrides = None if arguments.remove else _load(arguments.config), []
+    if found and not arguments.yes and (why := accident(last_applied(_state()), found.config)):
+        raise ExitError(BAD_FILE, f"{printable(str(arguments.config))}: {why.replace('reload', 'apply')}")
     with _claim(), _director() as host:
         if found is None:
             outcome = remove(host)

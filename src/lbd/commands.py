@@ -46,6 +46,8 @@ class Commands:
             case "drift":
                 return {"incidents": [asdict(incident) for incident in self.drifts.incidents.known]}
             case "reload":
+                if request.arguments.get("yes") is True:
+                    self.intent.meant = True
                 return verdict(*await self.look("reload"))
             case "drain" | "undrain" | "maintenance" | "drained":
                 return await self._of_backend(request)

@@ -10,12 +10,13 @@ from hashlib import sha256
 from pathlib import Path
 
 from lbd.core import report
+from lbd.core.accident import accident
 from lbd.core.config import parse
 from lbd.core.desired import desired
 from lbd.core.entry import Entry
 from lbd.core.observed import Observed, changes
 from lbd.core.settings import Config
-from lbd.core.source import BadFileError, Source
+from lbd.core.source import BadFileError, Problem, Source
 from lbd.core.state import Desired
 from lbd.host import files
 from lbd.host.store import Store, StoreError
@@ -50,6 +51,8 @@ class Intent:
         self.now: InForce | None = None
         self.refusal: BadFileError | None = None
         self.watched: tuple[Path, ...] = ()
+        # Somebody says of the file as it is that it is no accident; for the next reading alone.
+        self.meant = False
         self._suspect_since: float | None = None
         # What was last asked for, and of what it was made.
         self._wish = Desired()
@@ -62,11 +65,12 @@ class Intent:
         `patient`: a file that was good and is broken is read again later before it is refused. The first
         reading of all takes the last good version in the place of a refused file.
         """
+        meant, self.meant = self.meant, False
         try:
             found = files.read(self.path)
             # Also when they are refused: the mistake may be mended in a drop-in.
             self.watched = found.watched
-            self._enforce(found.sources)
+            self._enforce(found.sources, meant=meant)
         except BadFileError as error:
             if patient and self.now and not self.refusal:
                 self._suspect_since = at if self._suspect_since is None else self._suspect_since
@@ -113,11 +117,27 @@ class Intent:
             return Reading((report.degraded(f"the last good file cannot be kept: {error}"),))
         return Reading()
 
-    def _enforce(self, sources: tuple[Source, ...]) -> None:
+    def _enforce(self, sources: tuple[Source, ...], *, meant: bool) -> None:
         if self.now and sources == self.now.sources:
             # Ten thousand services take a second to read.
             return
-        self.now = build(sources)
+        new = build(sources)
+        before = None if meant else self._before(sources)
+        if before and (why := accident(before, new.config)):
+            raise BadFileError([Problem(str(self.path), None, None, why, "")])
+        self.now = new
+
+    def _before(self, sources: tuple[Source, ...]) -> Config | None:
+        """Return what was in force until now, also by a daemon before this one."""
+        if self.now:
+            return self.now.config
+        kept = self.store.last_good().value
+        if not kept or kept == sources:
+            return None
+        try:
+            return build(kept).config
+        except BadFileError:
+            return None
 
     def _refuse(self, error: BadFileError) -> tuple[Entry, ...]:
         news = self.refusal is None or str(self.refusal) != str(error)
@@ -132,7 +152,7 @@ class Intent:
         if not kept.value:
             return (report.degraded(kept.ignored),) if kept.ignored else ()
         try:
-            self._enforce(kept.value)
+            self._enforce(kept.value, meant=True)
         except BadFileError as error:
             # Kept by another version of lbd, to which it was good.
             return (report.degraded(f"the last good file is not good any more: {error.summary}"),)

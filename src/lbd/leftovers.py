@@ -91,20 +91,29 @@ class Leftovers:
         """
         known = self._known
         if known and known.config is config and not touched(known.observed, observed):
-            # Nobody waits for it: what is not as it should be has been for a while.
-            if thorough and (self._later is None or self._later.done()):
-                self._later = asyncio.create_task(self._again(known, observed))
+            if thorough:
+                self._sweep(known, observed, last=True)
             return
-        now, entries = await asyncio.to_thread(self._step, config, observed, thorough)
+        now, entries = await asyncio.to_thread(self._step, config, observed)
         self._tell(entries)
         if settled and now:
             self._known, self._noted = now, []
+            if known and thorough:
+                self._sweep(now, observed, last=False)
 
-    async def _again(self, known: _Known, observed: Observed) -> None:
+    def _sweep(self, known: _Known, observed: Observed, *, last: bool) -> None:
+        """Look at all connections beside everything else: what just went is ended, and nobody waits for more.
+
+        After the `last` one what was there before the last change is forgotten.
+        """
+        if self._later is None or self._later.done():
+            self._later = asyncio.create_task(self._again(known, observed, last=last))
+
+    async def _again(self, known: _Known, observed: Observed, *, last: bool) -> None:
         ruling = Ruling(self._attributed(known.config), known.ruling.gone, observed)
         done, entries = await asyncio.to_thread(_do, _Work(ruling, None, known.listen))
         self._tell(entries)
-        if done and self._known is known:
+        if done and last and self._known is known:
             ruling = Ruling(self._attributed(known.config), Attribution(Config()), observed)
             self._known = _Known(known.config, observed, ruling, (), frozenset())
 
@@ -116,9 +125,7 @@ class Leftovers:
                 self.say(entry)
         self._failed = failed
 
-    def _step(
-        self, config: Config, observed: Observed, thorough: bool
-    ) -> tuple[_Known | None, Sequence[Entry]]:
+    def _step(self, config: Config, observed: Observed) -> tuple[_Known | None, Sequence[Entry]]:
         """Find out what changed since the last time and end what is left over. Blocks.
 
         Returns what is known now, None when it failed, and what the journal is to be told.
@@ -137,7 +144,7 @@ class Leftovers:
         else:
             listen = served(config.services, observed)
         kinds = None
-        if known and not thorough:
+        if known:
             kinds = _some([*gone, *has, *same], ruling, known.ruling)
         done, entries = _do(_Work(ruling, kinds, listen))
         return _Known(config, observed, ruling, gone, listen) if done else None, entries

@@ -56,6 +56,6 @@ def test_words():
     said = reported(KEY, 5)
     assert said.message == problem(KEY, 5)
     assert said.message.startswith(
-        'backend 10.0.0.1:80 of service "web" passes its check, and 5 connections of clients were never answered'
+        'backend 10.0.0.1:80 of service "web" passes its check, and 5 connections of clients were never '
     )
     assert said.fields == {"LBD_SERVICE": "web", "LBD_BACKEND": "10.0.0.1:80", "LBD_CONNECTIONS": "5"}

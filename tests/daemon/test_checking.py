@@ -12,6 +12,7 @@ import pytest
 from lbd import checking
 from lbd.checking import Checking
 from lbd.core.entry import DEGRADED, HEALTH, PANIC
+from lbd.core.health import Result
 from lbd.core.observed import Observed, Override
 from lbd.core.probes import AgentProbe, Health, TcpProbe, Timing
 from lbd.core.settings import Backend, Config, Listen, Ports, Service
@@ -187,6 +188,25 @@ def test_error_inside_a_check_is_no_verdict_and_told_once(tmp_path, server, monk
         (entry,) = said
         assert entry.message_id == DEGRADED
         assert "RuntimeError: surprise" in entry.message
+
+    run(tmp_path, body)
+
+
+def test_time_that_libraries_take_is_not_the_backends(tmp_path, server, monkeypatch):
+    calls = []
+
+    async def loads(target, within):
+        calls.append(target)
+        if len(calls) == 1:
+            await asyncio.sleep(10.0)
+        return Result(passed=True)
+
+    monkeypatch.setattr(probe, "run", loads)
+
+    async def body(watcher, said, looks):
+        await watcher.follow(config(server, what=TALKS))
+        await until(lambda: phase(watcher, server) == "up")
+        assert not said
 
     run(tmp_path, body)
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from lbd.lab.namespaces import wait_until
+from lbd.lab.servers import Server
 from lbd.lab.traffic import Conversation, ask
 from running import PATIENCE, SERVERS, VIP, at, backends, service
 from tracked import raw
@@ -146,6 +147,21 @@ def test_one_way_sender_follows_its_service(lab, director, sinks, family, change
         nothing_after(sinks, ONE, moment, sender)
         line = director.wait_line(r"ended 1 connection that would go nowhere: (.*)", since=mark)
         assert f"1 of backend {listed(family, ONE)[0]}" in line.group(1)
+
+
+@FAMILIES
+def test_one_way_sender_leaves_who_is_dead_by_its_checks(lab, director, sinks, family):
+    checked = '[service.health]\ntype = "tcp"\nport = 7070\ninterval = "200ms"\nfall = 2\nrise = 1\n'
+    with Server(lab, "server2", 7070), Server(lab, "server1", 7070) as alive:
+        director.apply(udp(family, listed(family, ONE)) + checked)
+        with Sender(lab, VIP[family], 8888) as sender:
+            goes_to(sinks, ONE, sender)
+            director.apply(udp(family, listed(family, ONE, TWO)) + checked)
+            goes_to(sinks, ONE, sender)
+            alive.close()
+            moment = time.monotonic()
+            assert goes_to(sinks, TWO, sender) < moment + SOON
+            nothing_after(sinks, ONE, moment, sender)
 
 
 @FAMILIES

@@ -304,7 +304,8 @@ class Director:
     """What holds for the whole host. `forwarding` None: on when a service forwards. `audit` in seconds.
 
     `ssh_ports` are those that no service may take unseen. Of a packet's mark only the bits of `mark_mask`
-    are looked at. `devices` are the interfaces between which connections may be offloaded.
+    are looked at. `devices` are the interfaces between which connections may be offloaded. Of `removed_from`
+    services or more, not over `removed_percent` may go at once.
     """
 
     forwarding: bool | None = None
@@ -314,6 +315,8 @@ class Director:
     ssh_ports: tuple[int, ...] = (22,)
     mark_mask: int = WHOLE_MARK
     devices: tuple[str, ...] = ()
+    removed_percent: int = 50
+    removed_from: int = 10
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,4 +156,6 @@ def _director(table: DirectorTable) -> Director:
         tuple(table.ssh_ports),
         table.mark_mask,
         tuple(table.devices),
+        table.removed_percent,
+        table.removed_from,
     )

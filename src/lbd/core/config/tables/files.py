@@ -15,6 +15,8 @@ from lbd.core.settings import IP, WHOLE_MARK, InterfaceAddress, Network
 from lbd.core.state import MAIN
 
 HIGHEST_U16 = 65535
+# More than anybody has: with it, any number of services may go at once.
+MOST_SERVICES = 1_000_000
 # 0 is the kernel's rule for the local table, 32766 and 32767 are those for main and default.
 HIGHEST_PRIORITY = 32765
 
@@ -66,6 +68,8 @@ class DirectorTable(Table):
     ssh_ports: Annotated[list[cells.Port], cells.ONCE] = Field(default_factory=lambda: [22])
     mark_mask: Annotated[int, cells.number(1, HIGHEST_U32)] = WHOLE_MARK
     devices: Annotated[list[Interface], cells.ONCE] = Field(default_factory=list)
+    removed_percent: Annotated[int, cells.number(0, 100)] = 50
+    removed_from: Annotated[int, cells.number(1, MOST_SERVICES)] = 10
 
 
 class RealServerTable(Table):
