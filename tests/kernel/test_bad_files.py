@@ -11,7 +11,7 @@ from director import BAD, ONE, TWO
 from director import service as five_lines
 from lbd.lab.namespaces import wait_until
 from lbd.lab.traffic import Conversation, ask
-from running import VIP, at, service
+from running import VIP, at, backends, service
 
 pytestmark = pytest.mark.kernel
 
@@ -233,3 +233,25 @@ def test_start_with_a_bad_file_and_nothing_kept_waits_for_a_good_one(lab, direct
     director.write(GOOD)
     director.wait_in_force(GOOD, 2.0)
     assert ask(lab, "client", VIP[4], 8888).server == "server1"
+
+
+def test_more_than_half_of_many_services_go_only_when_that_is_meant(lab, director):
+    def many(count):
+        return "".join(service(at(VIP[4], 8888 + n), backends(1), name=f"s{n}") for n in range(count))
+
+    director.apply(many(12))
+    generation = director.generation()
+    director.write(many(5))
+    status = director.wait_status(lambda s: s["config"]["error"])
+    assert status["state"] == "degraded"
+    refused = director.lbd("reload")
+    assert refused.returncode == 78
+    assert "7 of 12 services are gone at once (s5, s6, s7, s8, s9 and 2 more)" in refused.stderr
+    assert "lbd reload --yes" in refused.stderr
+    assert "refused: 7 of 12 services" in director.lbd("plan").stdout
+    assert ask(lab, "client", VIP[4], 8888 + 11).server == "server1"
+    assert director.generation() == generation
+    meant = director.lbd("reload", "--yes")
+    assert meant.returncode == 0, meant.stderr
+    assert ask(lab, "client", VIP[4], 8888 + 11).failure == "refused"
+    assert director.status()["config"]["error"] is None
