@@ -226,6 +226,9 @@ def test_with_panic_all_are_used_and_it_is_said_loudly(lab, machines, director):
     assert set(answers(lab, 4, count=40)) == {"server1", "refused"}
     director.wait_line(r'service "web" fails open: 2 of 3 backends are down')
     assert len(re.findall("fails open", director.said())) == 1
+    (problem,) = director.status()["problems"]
+    assert problem in director.lbd("status").stdout
+    assert "fails open" in problem
     machines.begin("server3")
     director.wait_line("does not fail open any more")
     director.wait_status(lambda s: s["services"][0]["state"] == "up")

@@ -48,12 +48,18 @@ class Standing:
 
 def document(standing: Standing, config: Config | None) -> dict[str, Any]:
     """Return the status document; its keys are a contract (docs/operations.md)."""
-    services = config.services if config else ()
+    services = [_service(service, standing) for service in (config.services if config else ())]
+    open_ones = (
+        f'service "{service["name"]}" fails open: too few of its backends are up, and all are used'
+        for service in services
+        if service["state"] == "panic"
+    )
+    unanswered = starmap(problem, sorted(standing.unanswered.items()))
     return {
         "state": standing.state,
-        "problems": [*standing.problems, *starmap(problem, sorted(standing.unanswered.items()))],
+        "problems": [*standing.problems, *open_ones, *unanswered],
         "config": {"path": standing.path, "hash": standing.hash, "error": standing.error or None},
-        "services": [_service(service, standing) for service in services],
+        "services": services,
         "drift": {"count": standing.drifts, "last": standing.last_drift},
         "kernel": {"elements": standing.elements, "generation": standing.generation},
     }
