@@ -205,7 +205,11 @@ def test_what_it_leaves_running_is_ended_and_not_waited_for():
     assert wait_until(lambda: not processes(MARK), 2.0)
 
 
-@pytest.mark.parametrize("script", ["exec head -c 104857600 /dev/zero", "exec yes", f"yes & sleep {MARK}"])
+@pytest.mark.parametrize(
+    "script",
+    ["exec head -c 104857600 /dev/zero", "exec yes", f"yes & sleep {MARK}"],
+    ids=["head", "yes", "child"],
+)
 def test_who_talks_without_end_is_ended(script):
     began = time.monotonic()
     assert shell(script) == Result(False, "more than 1 MiB of output")
