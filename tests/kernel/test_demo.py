@@ -123,7 +123,7 @@ def test_demo_counts_who_served_and_no_request_failed(whole):
 
 
 def test_demo_names_who_deleted_the_rules(whole):
-    assert re.search(r"drift repaired in \d+ ms, changed by nft \(pid \d+\)", whole[1])
+    assert re.search(r"drift repaired in \d+ ms, changed by nft \(pid \d+\b", whole[1])
     assert re.search(r"The rules were away for \d+ ms", whole[1])
 
 

@@ -32,7 +32,8 @@ def generation(n):
     ports = range(9000 + 100 * n, 9000 + 100 * n + SERVICES)
     many = (service(at(VIP[4], port), backends(3), name=f"s{port}") for port in ports)
     chosen = service(at(VIP[4], 8888), backends(2 + n), scheduler=["maglev", "random"][n])
-    return "\n".join([chosen, *many])
+    # All but one of many services go each time, and that is meant.
+    return "\n".join(["[director]", "removed_percent = 100", chosen, *many])
 
 
 FILES = [generation(0), generation(1)]

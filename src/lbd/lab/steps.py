@@ -187,7 +187,7 @@ class Steps:
             culprit = self.lab.popen("director", ["nft", "flush", "ruleset"])
             away = _away(events, culprit.pid)
             _must(culprit.wait(DEADLINE) == 0, f"nft failed with exit code {culprit.returncode}")
-            tell.output([self.daemon.line(f"changed by nft (pid {culprit.pid})")])
+            tell.output([self.daemon.line(f"changed by nft (pid {culprit.pid}")])
             tell.gap()
             # The request under way may have begun before the repair; those after it may not fail.
             last = requester.tally().total + 1

@@ -111,6 +111,7 @@ class Conversation(AbstractContextManager["Conversation"]):
         timeout: float = 2.0,
         source_port: int | None = None,
     ) -> None:
+        self.protocol = protocol
         self._lines = 0
         self._buffer = b""
         with lab.inside(host):
