@@ -66,27 +66,34 @@ def _fill(slots: list[str], weights: Mapping[str, int], dice: Mapping[str, Rando
     left = has[""]
     owed = sum(max(0, least[name] - has[name]) for name in weights)
     credit = dict.fromkeys(weights, 0)
-    throws = [(name, dice[name].random) for name in dice if name in weights]
+    throws = [(name, weights[name], dice[name].random) for name in dice if name in weights]
     while left:
-        heaviest = max(weights[name] for name, _ in throws)
-        for name, throw in throws:
-            # One of half the heaviest's weight throws every second time, whatever the weights are in numbers.
-            credit[name] += weights[name]
-            if credit[name] < heaviest:
-                continue
-            credit[name] -= heaviest
-            at = int(throw() * size)
-            if slots[at]:
-                continue
-            if has[name] < least[name]:
-                owed -= 1
-            elif has[name] >= most[name] or left <= owed:
-                continue
-            slots[at] = name
-            has[name] += 1
-            left -= 1
         enough = most if left > owed else least
         throws = [each for each in throws if has[each[0]] < enough[each[0]]]
+        heaviest = max(weight for _, weight, _ in throws)
+        alike = all(weight == heaviest for _, weight, _ in throws)
+        # Rounds, until one of them has enough or what is left is owed.
+        ends = False
+        while left and not ends:
+            for name, weight, throw in throws:
+                if not alike:
+                    # One of half the heaviest's weight throws every second time, whatever the weights are in
+                    # numbers.
+                    credit[name] += weight
+                    if credit[name] < heaviest:
+                        continue
+                    credit[name] -= heaviest
+                at = int(throw() * size)
+                if slots[at]:
+                    continue
+                if has[name] < least[name]:
+                    owed -= 1
+                elif has[name] >= most[name] or left <= owed:
+                    continue
+                slots[at] = name
+                has[name] += 1
+                left -= 1
+                ends = ends or has[name] >= enough[name] or left == owed
 
 
 def _shares(weights: Mapping[str, int], size: int) -> dict[str, int]:
