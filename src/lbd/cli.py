@@ -136,10 +136,15 @@ def _version(_: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     import asyncio
+    import gc
 
+    # What is imported stays: to look for garbage in it, now and later, takes time and finds none.
+    gc.disable()
     from lbd.daemon import Daemon, Directories
     from lbd.host.serve import ControlSocketError
 
+    gc.freeze()
+    gc.enable()
     try:
         with _claim():
             asyncio.run(Daemon(arguments.config, Directories(runtime(), _state())).run())
