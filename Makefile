@@ -63,12 +63,13 @@ check: dev ## format, lint, types, import rules, pure tests (no root)
 	$(VENV)/bin/mypy
 	$(PY) -m pytest -q -m 'not kernel and not systemd' --ignore tests/systemd
 
-# Under systemd first and alone, since some of its times are contracts; then the rest, two files at a time.
+# Under systemd first and alone, since some of its times are contracts; then the rest, three files at a time,
+# since they wait most of the time.
 test: dev ## every test; namespaces and a real systemd need root
 	$(call unstarted,nginx)
 	$(call packages,$(TEST_PACKAGES))
 	$(PY) -m pytest -m systemd
-	$(PY) -m pytest -m 'not systemd' -n 2 --dist loadfile
+	$(PY) -m pytest -m 'not systemd' -n 3 --dist loadfile
 
 test-emulated: dev ## tests that need a kernel with flowtables and SCTP: on Debian's, emulated (root)
 	$(call packages,$(EMULATION_PACKAGES))
