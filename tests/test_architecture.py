@@ -22,7 +22,7 @@ LAYERS = (
     {"cli"},
     {"asking"},
     {"daemon", "lab"},
-    {"commands"},
+    {"commands", "applied"},
     {
         "intent",
         "packets",

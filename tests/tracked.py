@@ -1,9 +1,11 @@
 """Entries of connection tracking made by hand, in the network namespace of the calling thread."""
 
 import struct
+from contextlib import contextmanager
 from ipaddress import ip_address
 
 from lbd.host import netlink
+from netns import inside
 
 TCP, UDP, ICMP = 6, 17, 1
 NEW = 1 << 8  # NFNL_SUBSYS_CTNETLINK and IPCTNL_MSG_CT_NEW
@@ -90,6 +92,15 @@ def make(messages):
                     code = int.from_bytes(got.payload[:4], "little", signed=True)
                     assert code == 0, f"entry {at + told}: {code}"
                     told += 1
+
+
+@contextmanager
+def tracking():
+    """A namespace with the calling thread in it, whose connections are tracked: a rule looks at them."""
+    with inside("link set lo up") as namespace:
+        namespace.run("nft", "add table inet t")
+        namespace.run("nft", "add chain inet t c { type nat hook prerouting priority -100; }")
+        yield namespace
 
 
 def empty():

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from lbd.client import CallError, await_drained, call
-from lbd.core.control import FAILED, OK, USAGE
+from lbd.core.control import FAILED, OK, STATUS_MOST, USAGE
 from lbd.core.words import many, printable
 
 # A reload reads the file and may load ten thousand services; longer than that is a verdict in itself.
 RELOAD_MOST = 120.0
-STATUS_MOST = 5.0
 # How long `lbd drain --wait` waits unless it is told.
 DRAIN_MOST = 600.0
 

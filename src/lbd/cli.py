@@ -202,11 +202,12 @@ def _plan(arguments: argparse.Namespace) -> int:
     from lbd.known import last_applied, with_daemon
     from lbd.reconcile import plan
 
-    config = _load(arguments.config).config
+    read = _load(arguments.config)
+    config = read.config
     with _director() as host:
         observed = with_daemon(runtime(), _state(), host.observe(config))
         found = plan(host, desired(config, observed))
-    before = last_applied(_state())
+    before = last_applied(_state(), read.sources, config)
     why = accident(before, config)
     if arguments.output == "json":
         names = ("before", "swap", "collect", "forget", "after")
@@ -225,15 +226,14 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _apply(arguments: argparse.Namespace) -> int:
-    from lbd.core.accident import accident
     from lbd.core.desired import desired
     from lbd.core.status import overridden
-    from lbd.known import last_applied, with_kept
+    from lbd.known import with_kept
     from lbd.reconcile import reconcile, remove
 
     found, overrides = None if arguments.remove else _load(arguments.config), []
-    if found and not arguments.yes and (why := accident(last_applied(_state()), found.config)):
-        raise ExitError(BAD_FILE, f"{printable(str(arguments.config))}: {why.replace('reload', 'apply')}")
+    if found and not arguments.yes and (why := _accident(found)):
+        raise ExitError(BAD_FILE, f"{printable(str(arguments.config))}: {why}")
     with _claim(), _director() as host:
         if found is None:
             outcome = remove(host)
@@ -248,6 +248,13 @@ def _apply(arguments: argparse.Namespace) -> int:
     if not outcome.converged:
         raise ExitError(NO_PERMISSION if outcome.permission else FAILED, "\nlbd: ".join(outcome.failures))
     return OK
+
+
+def _accident(found: InForce) -> str:
+    from lbd.core.accident import accident
+    from lbd.known import last_applied
+
+    return accident(last_applied(_state(), found.sources, found.config), found.config, "apply")
 
 
 def _load(path: Path) -> InForce:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 import lbd
+from lbd.applied import Applied
 from lbd.balancing import Balancing
 from lbd.checking import Checking
 from lbd.commands import Commands, Looked
@@ -35,7 +36,7 @@ from lbd.host.notify import Notify
 from lbd.host.serve import ControlServer
 from lbd.host.store import Store
 from lbd.host.watch import FileWatch
-from lbd.intent import InForce, Intent
+from lbd.intent import Intent
 from lbd.leftovers import Leftovers
 from lbd.overrides import Overrides
 from lbd.packets import PacketPath
@@ -64,11 +65,15 @@ class Directories:
     state: Path
 
 
-class Source(Protocol):
-    """Something that knows more than the file does about who is to take connections, and asks for looks."""
+class Follower(Protocol):
+    """Something that goes on between looks, and depends on the file."""
 
     async def follow(self, config: Config | None) -> None:
         """Be of `config` from now on; None ends it. What is known in time for a first look comes before."""
+
+
+class Source(Follower, Protocol):
+    """Knows more than the file does about who is to take connections, and asks for looks."""
 
     def merged(self, observed: Observed) -> Observed:
         """Return `observed` with what is known here. For any thread; it does not wait."""
@@ -92,7 +97,8 @@ class Daemon:
         self.drifts = Drifts(say, store)
         self.balancing = Balancing(self.journal.send, lambda: self._trigger("balance"))
         # In this order: who is counted depends on who is out.
-        self.sources: tuple[Source, ...] = (self.overrides, self.checking, self.balancing, self.unanswered)
+        self.sources: tuple[Source, ...] = (self.overrides, self.checking, self.balancing)
+        self.followers: tuple[Follower, ...] = (*self.sources, self.unanswered)
         commands = Commands(
             self.intent, self.overrides, self.balancing, self.drifts, self._standing, self._asked
         )
@@ -104,11 +110,8 @@ class Daemon:
         self.began = time.monotonic()
         self.look_began: float | None = None
         self.stopping = self.ready = False
-        # What was last applied, and what came of it.
-        self.applied: Desired | None = None
-        self.applied_digest = ""
-        self.undone: tuple[str, ...] | None = None
-        self.outcome: Outcome | None = None
+
+        self.applied = Applied(say, self.intent, self.drifts)
         self.waiting: list[asyncio.Future[Looked]] = []
 
     async def run(self) -> None:
@@ -138,8 +141,8 @@ class Daemon:
             loop.remove_reader(self.nft_events.fileno())
             loop.remove_reader(self.net_events.fileno())
             self.packets.follow(None)
-            for source in self.sources:
-                await source.follow(None)
+            for follower in self.followers:
+                await follower.follow(None)
             await self.server.close()
             self.watch.close()
             await asyncio.to_thread(self.director.close)
@@ -209,31 +212,25 @@ class Daemon:
             self._tell_status()
             for future in waiting:
                 if not future.done():
-                    future.set_result((self.intent.refusal, self.outcome))
+                    future.set_result((self.intent.refusal, self.applied.outcome))
 
     async def _look(self, reasons: frozenset[Reason], began: float) -> None:
         # A file is told of when it is new, when it is good again, and when somebody asked.
-        tell = bool(reasons & {"signal", "reload"} or self.intent.refusal)
+        asked = bool(reasons & {"signal", "reload"} or self.intent.refusal)
         if reasons & FILE_REASONS:
             await self._read_file(reasons, began)
         now = self.intent.now
         if now is None:
             return
-        before = self.outcome
         wish, outcome = await asyncio.to_thread(self._bring, now.config, reasons)
-        self.outcome = outcome
-        took = time.monotonic() - began
-        drifted = self._tell_look(now, wish, outcome, took, tell=tell)
+        # Also who came while we looked: what they did may be what was repaired.
+        self._ruleset_changed()
+        self._sift_commits()
+        drifted = self.applied.take(wish, outcome, time.monotonic() - began, asked=asked)
         await self.drifts.keep()
         if wish and outcome.undone is not None:
             self.net_events.watched = frozenset(wish.routes)
-            self.applied, self.applied_digest, self.undone = wish, now.digest, outcome.undone
             self.balancing.looked()
-        if outcome.failures and (before is None or outcome.failures != before.failures):
-            self.journal.send(report.failed(outcome.failures))
-        for why in outcome.plan.lacking:
-            if before is None or why not in before.plan.lacking:
-                self.journal.send(report.degraded(why))
         if outcome.undone is not None:
             thorough, settled = bool(reasons & THOROUGH_REASONS), outcome.converged
             await self.leftovers.clear(now.config, self.intent.observed, thorough=thorough, settled=settled)
@@ -241,30 +238,6 @@ class Daemon:
             await self._converged(reasons)
         self.pacer.done(time.monotonic(), converged=outcome.converged, drift=drifted)
         self._await_deadline(now.config)
-
-    def _tell_look(
-        self, now: InForce, wish: Desired | None, outcome: Outcome, took: float, *, tell: bool
-    ) -> bool:
-        """Tell the journal what came of a look; return whether somebody had changed the host."""
-        # Also who came while we looked: what they did may be what was repaired.
-        self._ruleset_changed()
-        self._sift_commits()
-        # The same is asked for as at the last look, and yet there is more to do than was left undone then:
-        # somebody else changed the host.
-        left = self.undone if wish is not None and self.applied is wish else None
-        news = self.intent.news()
-        drifted = left is not None and outcome.goes_beyond(left)
-        actors = self.drifts.actors(drifted=drifted)
-        if left is not None and drifted:
-            self.drifts.note(outcome, actors, took, repaired=outcome.is_back_to(left))
-            return True
-        if outcome.undone is None:
-            return False
-        if now.digest != self.applied_digest or (tell and not self.intent.refusal):
-            self.journal.send(report.applied(outcome.plan, str(self.intent.path), now.digest, took))
-        elif news:
-            self.journal.send(report.adapted(outcome.plan, news, took))
-        return False
 
     def _await_deadline(self, config: Config) -> None:
         now = datetime.now(UTC)
@@ -281,7 +254,8 @@ class Daemon:
             observed = source.merged(observed)
         wish = self.intent.wish(observed)
         # A drained backend that is down now changes no rule: only what is noted of it is not true any more.
-        told = self.applied is None or self.applied.table.learned != wish.table.learned
+        before = self.applied.wish
+        told = before is None or before.table.learned != wish.table.learned
         return wish, reconcile(self.director, wish, thorough=told or bool(reasons & THOROUGH_REASONS))
 
     async def _read_file(self, reasons: frozenset[Reason], began: float) -> None:
@@ -295,8 +269,8 @@ class Daemon:
             self.pacer.audit = now.config.director.audit
             self.packets.follow(now.config)
             self.leftovers.note(now.config, now.sources)
-            for source in self.sources:
-                await source.follow(now.config)
+            for follower in self.followers:
+                await follower.follow(now.config)
 
     async def _converged(self, reasons: frozenset[Reason]) -> None:
         if not self.ready:
@@ -308,10 +282,11 @@ class Daemon:
                 self.journal.send(entry)
 
     # What others are told.
+
     def _standing(self) -> Standing:
-        outcome, now, refusal = self.outcome, self.intent.now, self.intent.refusal
+        outcome, now, refusal = self.applied.outcome, self.intent.now, self.intent.refusal
         problems = outcome.problems if outcome else ()
-        state: State = "converged" if now and self.applied_digest == now.digest else "converging"
+        state: State = "converged" if now and self.applied.digest == now.digest else "converging"
         return Standing(
             state="degraded" if refusal or problems else state,
             path=str(self.intent.path),

@@ -28,6 +28,8 @@ class Drifts:
         self.say, self.store = say, store
         kept = store.incidents()
         self.incidents = Incidents(kept.value)
+        # The last drift since the daemon started, as the status has it.
+        self.last: dict[str, Any] | None = None
         self._unkept = False
         if kept.ignored:
             say(report.degraded(kept.ignored))
@@ -67,6 +69,9 @@ class Drifts:
         """Take a look that found the host changed."""
         moment = datetime.now(UTC).isoformat(timespec="seconds")
         drift = Drift(outcome.plan, tuple(actors), took, repaired)
+        # The status is for everyone on the host, to whom command lines may be hidden.
+        by = report.who([Actor(actor.pid, actor.process) for actor in actors])
+        self.last = {"time": moment, "operations": len(outcome.plan.lines()), "by": by}
         self.incidents, told = self.incidents.note(drift, moment, time.monotonic())
         self._tell(told)
 
@@ -86,18 +91,6 @@ class Drifts:
         if told is not None:
             self.say(told)
             self._unkept = True
-
-    @property
-    def last(self) -> dict[str, Any] | None:
-        """The last drift since the daemon started, as the status has it."""
-        newest = self.incidents.last_one
-        if newest is None or not self.incidents.count:
-            return None
-        return {
-            "time": newest.ended,
-            "operations": newest.operations,
-            "by": ", ".join(newest.by) or "unknown",
-        }
 
 
 def _actor(commit: Commit) -> Actor:

@@ -122,22 +122,12 @@ class Intent:
             # Ten thousand services take a second to read.
             return
         new = build(sources)
-        before = None if meant else self._before(sources)
-        if before and (why := accident(before, new.config)):
-            raise BadFileError([Problem(str(self.path), None, None, why, "")])
+        if not meant:
+            # Also what a daemon before this one had in force.
+            before = self.now.config if self.now else self.store.last_config(besides=sources)
+            if before and (why := accident(before, new.config)):
+                raise BadFileError([Problem(str(self.path), None, None, why, "")])
         self.now = new
-
-    def _before(self, sources: tuple[Source, ...]) -> Config | None:
-        """Return what was in force until now, also by a daemon before this one."""
-        if self.now:
-            return self.now.config
-        kept = self.store.last_good().value
-        if not kept or kept == sources:
-            return None
-        try:
-            return build(kept).config
-        except BadFileError:
-            return None
 
     def _refuse(self, error: BadFileError) -> tuple[Entry, ...]:
         news = self.refusal is None or str(self.refusal) != str(error)

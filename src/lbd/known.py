@@ -6,14 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from lbd.client import CallError, call
-from lbd.core.config import parse
+from lbd.core.control import STATUS_MOST
 from lbd.core.observed import Observed
 from lbd.core.settings import Config
-from lbd.core.source import BadFileError
+from lbd.core.source import Source
 from lbd.core.status import known
 from lbd.host.store import Store
-
-STATUS_MOST = 5.0
 
 
 def with_daemon(runtime: Path, state: Path, observed: Observed) -> Observed:
@@ -36,14 +34,13 @@ def with_daemon(runtime: Path, state: Path, observed: Observed) -> Observed:
     )
 
 
-def last_applied(state: Path) -> Config:
-    """Return what the last file said that was applied; nothing, when none is kept that can be read."""
-    kept = Store(state).last_good().value
-    try:
-        return parse(kept[0], kept[1:]) if kept else Config()
-    except BadFileError:
-        # Of another version of lbd, to which it was good.
-        return Config()
+def last_applied(state: Path, sources: tuple[Source, ...], config: Config) -> Config:
+    """Return what the last file said that was applied, nothing when none is kept.
+
+    `config` is what `sources` say: when they are the same, nothing is to be read again.
+    """
+    store = Store(state)
+    return config if store.last_good().value == sources else store.last_config() or Config()
 
 
 def with_kept(state: Path, observed: Observed) -> Observed:

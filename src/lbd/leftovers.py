@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from lbd.core import report
 from lbd.core.attribution import Attribution, Sent
-from lbd.core.config import parse
 from lbd.core.entry import DEGRADED, Entry
 from lbd.core.leftovers import (
     Left,
@@ -27,7 +26,7 @@ from lbd.core.leftovers import (
 from lbd.core.observed import Observed
 from lbd.core.packet import UDP
 from lbd.core.settings import Config, Service
-from lbd.core.source import BadFileError, Source
+from lbd.core.source import Source
 from lbd.host import conntrack, conntrack_delete
 from lbd.host.conntrack_delete import NoFilterError
 from lbd.host.conntrack_messages import Tracked
@@ -131,7 +130,8 @@ class Leftovers:
         Returns what is known now, None when it failed, and what the journal is to be told.
         """
         known = self._known
-        before = known.config if known else self._kept()
+        # What only another version of lbd knew of is nobody's.
+        before = known.config if known else self.store.last_config(besides=self._sources) or Config()
         was, has = changed(before, config)
         names = touched(known.observed, observed) if known else frozenset()
         same = [service for service in config.services if service.name in names and service not in has]
@@ -153,17 +153,6 @@ class Leftovers:
         if self._attribution is None or self._attribution.config is not config:
             self._attribution = Attribution(config)
         return self._attribution
-
-    def _kept(self) -> Config:
-        """Return what was in force before lbd started, or nothing where that is what it started with."""
-        kept = self.store.last_good().value
-        if not kept or kept == self._sources:
-            return Config()
-        try:
-            return parse(kept[0], kept[1:])
-        except BadFileError:
-            # Kept by another version of lbd. What only it knew of is nobody's.
-            return Config()
 
 
 def _some(services: Iterable[Service], ruling: Ruling, before: Ruling) -> Mapping[Sent, Left] | None:

@@ -10,7 +10,7 @@ from lbd.core import report
 from lbd.core.attribution import Attribution, Sent
 from lbd.core.entry import Entry
 from lbd.core.health import Belief
-from lbd.core.observed import BackendName, Observed
+from lbd.core.observed import BackendName
 from lbd.core.settings import Config
 from lbd.core.unanswered import Sample, reported, suspects, waiting, watched
 from lbd.host import conntrack
@@ -42,10 +42,6 @@ class Unanswered:
             self._task, self._sample, self.backends = None, Sample(), {}
         elif self._task is None:
             self._task = asyncio.create_task(self._go_on())
-
-    def merged(self, observed: Observed) -> Observed:
-        """Return the same: who does not answer clients stays in use. For any thread."""
-        return observed
 
     async def _go_on(self) -> None:
         while True:

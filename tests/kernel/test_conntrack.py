@@ -10,7 +10,6 @@ import pytest
 
 from lbd.core.attribution import Sent
 from lbd.host import conntrack
-from netns import inside
 from tracked import (
     BACKEND,
     CLOSE,
@@ -25,6 +24,7 @@ from tracked import (
     empty,
     entry,
     make,
+    tracking,
 )
 
 pytestmark = pytest.mark.kernel
@@ -32,10 +32,7 @@ pytestmark = pytest.mark.kernel
 
 @pytest.fixture(scope="module")
 def namespace():
-    """A namespace whose connections are tracked: that wants a rule that looks at them."""
-    with inside("link set lo up") as namespace:
-        namespace.run("nft", "add table inet t")
-        namespace.run("nft", "add chain inet t c { type nat hook prerouting priority -100; }")
+    with tracking() as namespace:
         yield namespace
 
 

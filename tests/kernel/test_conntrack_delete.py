@@ -7,8 +7,7 @@ import pytest
 from lbd.core.attribution import Sent
 from lbd.host import conntrack, conntrack_delete, netlink
 from lbd.host.conntrack_delete import NoFilterError
-from netns import inside
-from tracked import BACKEND, ICMP, TCP, UDP, VIP, empty, entry, make, raw
+from tracked import BACKEND, ICMP, TCP, UDP, VIP, empty, entry, make, raw, tracking
 
 pytestmark = pytest.mark.kernel
 
@@ -18,9 +17,7 @@ OTHER = {4: "10.1.0.2", 6: "fd00::2"}
 
 @pytest.fixture(scope="module")
 def namespace():
-    with inside("link set lo up") as namespace:
-        namespace.run("nft", "add table inet t")
-        namespace.run("nft", "add chain inet t c { type nat hook prerouting priority -100; }")
+    with tracking() as namespace:
         yield namespace
 
 

@@ -21,18 +21,14 @@ SOON = 2.0
 PORT, OTHER_PORT = 9998, 9997
 
 
-class Sink:
-    """Takes datagrams on a port of a host and never answers; `times` is when each came."""
+class Datagrams:
+    """A UDP socket of a host, and a thread that does `_go_on` with it until `ending`."""
 
-    def __init__(self, lab, host, port):
+    def __init__(self, lab, host, family):
         with lab.inside(host):
-            self.socket = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-        self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        self.socket.bind(("::", port))
-        self.socket.settimeout(0.1)
-        self.times = []
+            self.socket = socket.socket(family, socket.SOCK_DGRAM)
         self.ending = threading.Event()
-        self.thread = threading.Thread(target=self._take, daemon=True)
+        self.thread = threading.Thread(target=self._go_on, daemon=True)
 
     def __enter__(self):
         self.thread.start()
@@ -43,36 +39,34 @@ class Sink:
         self.thread.join(2)
         self.socket.close()
 
-    def _take(self):
+
+class Sink(Datagrams):
+    """Takes datagrams on a port of a host and never answers; `times` is when each came."""
+
+    def __init__(self, lab, host, port):
+        super().__init__(lab, host, socket.AF_INET6)
+        self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        self.socket.bind(("::", port))
+        self.socket.settimeout(0.1)
+        self.times = []
+
+    def _go_on(self):
         while not self.ending.is_set():
             with suppress(TimeoutError):
                 self.socket.recv(100)
                 self.times.append(time.monotonic())
 
 
-class Sender:
+class Sender(Datagrams):
     """Sends 50 datagrams a second from one port, whatever comes back; `sent` counts them."""
 
     def __init__(self, lab, address, port, host="client"):
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with lab.inside(host):
-            self.socket = socket.socket(family, socket.SOCK_DGRAM)
+        super().__init__(lab, host, socket.AF_INET6 if ":" in address else socket.AF_INET)
         self.socket.bind(("", 0))
         self.to = (address, port)
         self.sent = 0
-        self.ending = threading.Event()
-        self.thread = threading.Thread(target=self._send, daemon=True)
 
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def __exit__(self, *exception):
-        self.ending.set()
-        self.thread.join(2)
-        self.socket.close()
-
-    def _send(self):
+    def _go_on(self):
         while not self.ending.wait(0.02):
             try:
                 self.socket.sendto(b"x", self.to)

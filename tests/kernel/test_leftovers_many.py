@@ -13,9 +13,8 @@ from lbd.host import conntrack_delete
 from lbd.host.conntrack_delete import NoFilterError
 from lbd.host.store import Store
 from lbd.leftovers import Leftovers
-from netns import inside
 from running import at, service
-from tracked import UDP, VIP, empty, entry, make, raw
+from tracked import UDP, VIP, empty, entry, make, raw, tracking
 
 pytestmark = pytest.mark.kernel
 
@@ -29,9 +28,7 @@ BACKENDS = {
 
 @pytest.fixture(scope="module")
 def namespace():
-    with inside("link set lo up") as namespace:
-        namespace.run("nft", "add table inet t")
-        namespace.run("nft", "add chain inet t c { type nat hook prerouting priority -100; }")
+    with tracking() as namespace:
         yield namespace
 
 

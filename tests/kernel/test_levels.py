@@ -30,7 +30,8 @@ def served(lab, director, family, protocol):
 
     def asked(*keys, count=12, **options):
         each = [{"address": b, **k} for b, k in zip(backends(3, family), keys, strict=False)]
-        text = service(at(VIP[family], 8888, protocol), each, scheduler="random", **options)
+        # In turns, so that nobody is missed by chance.
+        text = service(at(VIP[family], 8888, protocol), each, scheduler="round-robin", **options)
         director.apply(text)
         answers = (
             ask(lab, "client", VIP[family], 8888, protocol=protocol, timeout=0.3, source_port=next(_ports))

@@ -14,11 +14,12 @@ from lbd.core.words import many
 SHOWN = 5
 
 
-def accident(before: Config, now: Config) -> str:
+def accident(before: Config, now: Config, command: str = "reload") -> str:
     """Return why `now` in the place of `before` looks like a mistake, "" if it does not.
 
     A service is gone when none of its listen addresses is served any more, whatever it is called. That no
-    service at all is left is refused by core/config, unless the file says that it may be empty.
+    service at all is left is refused by core/config, unless the file says that it may be empty. `command` is
+    the one that takes such a file all the same.
     """
     guard, had = now.director, before.services
     if not now.services or len(had) < guard.removed_from:
@@ -30,7 +31,7 @@ def accident(before: Config, now: Config) -> str:
     names = ", ".join(gone[:SHOWN]) + (f" and {len(gone) - SHOWN} more" if len(gone) > SHOWN else "")
     return (
         f"{len(gone)} of {many(len(had), 'service')} are gone at once ({names}), which looks like an "
-        "accident; if it is meant, say so: lbd reload --yes"
+        f"accident; if it is meant, say so: lbd {command} --yes"
     )
 
 

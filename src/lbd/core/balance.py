@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from lbd.core.observed import BackendName, Observed, name
+from lbd.core.observed import WHOLE, BackendName, Observed, name
 from lbd.core.rotation import rotation
 from lbd.core.settings import Backend, Config, Service
 
@@ -48,8 +48,6 @@ LONGEST_STEP = 4.0
 
 # Shares are in thousandths of all: core/schedule has 251 slots for them.
 SCALE = 1000
-
-WHOLE = 100  # per cent
 
 NOTHING = Observed()
 

@@ -14,11 +14,14 @@ OK, FAILED, USAGE, DIFFERENCES, NO_DAEMON, NO_PERMISSION, BAD_FILE = 0, 1, 2, 4,
 # In the runtime directory (RUNTIME_DIRECTORY, by default /run/lbd).
 SOCKET_NAME = "control.sock"
 
+# How long a client waits for what the daemon knows already, in seconds.
+STATUS_MOST = 5.0
+
 # Who waits for the end of a drain asks again after so many seconds: one that has gone away costs no more.
 WAIT_MOST = 20.0
 
 # What changes nothing and shows nothing that `nft` would hide is for everyone.
-_FOR_ANYONE = frozenset({"status", "drift"})
+_FOR_ANYONE = frozenset({"status"})
 _ROOT = 0
 
 

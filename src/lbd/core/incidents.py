@@ -107,11 +107,6 @@ class Incidents:
             return self, None
         return replace(self, untold=0), report.drift_over(self.known[-1].by, self.untold)
 
-    @property
-    def last_one(self) -> Incident | None:
-        """The newest."""
-        return self.known[-1] if self.known else None
-
 
 def lines(known: Sequence[Incident]) -> tuple[str, ...]:
     """Return incidents for a person to read, the newest last."""

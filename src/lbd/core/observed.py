@@ -9,6 +9,9 @@ from typing import Literal
 
 from lbd.core.settings import Backend, Config, Network, Service
 
+# Portions are in per cent.
+WHOLE = 100
+
 # A backend is named by its service's name and its own words, as in the file.
 BackendName = tuple[str, str]
 

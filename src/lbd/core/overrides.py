@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Literal
 
-from lbd.core.config.values import did_you_mean
 from lbd.core.observed import BackendName, Observed, Override, name
 from lbd.core.rotation import condition, rotation
 from lbd.core.settings import Backend, Config, Service, bracketed
-from lbd.core.words import many, quote
+from lbd.core.words import did_you_mean, many, quote
 
 # What a backend is to be; "up" ends what was said before.
 Wish = Literal["drain", "maintenance", "up"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lbd.core.observed import Observed, name
+from lbd.core.observed import WHOLE, Observed, name
 from lbd.core.settings import Backend, Family, Service
 
 # "up" may take new connections; "idle" has no weight now. "down" and "maintenance" have nobody.
@@ -59,7 +59,7 @@ def _own(service: Service, backend: Backend, observed: Observed) -> Condition:
         found = Condition("idle", "weight = 0 in the file")
     elif key in observed.full:
         found = Condition("full", f"max_connections = {backend.max_connections} in the file")
-    elif not observed.portions.get(key, 100):
+    elif not observed.portions.get(key, WHOLE):
         found = Condition("idle", "its agent says 0%")
     return found
 
@@ -90,7 +90,7 @@ def rotation(service: Service, family: Family, observed: Observed) -> Rotation:
         alive = members
         if observed.dead:
             alive = [b for b in members if name(service, b) not in observed.dead]
-        if alive and len(alive) * 100 >= _panic(service) * len(members):
+        if alive and len(alive) * WHOLE >= _panic(service) * len(members):
             return Rotation(tuple(alive), _away(mine, pool, alive))
     if able and _panic(service):
         pool = min(backend.backup for backend in able)
@@ -114,4 +114,4 @@ def weight(service: Service, backend: Backend, observed: Observed) -> int:
     if service.scheduler == "least-connections" and observed.shares:
         share = observed.shares.get(key, share) or 1
     # In per cent, so that those who start slowly have a part of what they will have.
-    return share * observed.portions.get(key, 100) if observed.portions else share
+    return share * observed.portions.get(key, WHOLE) if observed.portions else share

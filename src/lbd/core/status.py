@@ -8,13 +8,11 @@ from itertools import starmap
 from typing import Any, Literal
 
 from lbd.core.health import Belief
-from lbd.core.observed import BackendName, Observed, Override, name
+from lbd.core.observed import WHOLE, BackendName, Observed, Override, name
 from lbd.core.rotation import condition, rotation
 from lbd.core.settings import Backend, Config, Service
 from lbd.core.unanswered import problem
 from lbd.core.words import many
-
-WHOLE = 100  # per cent
 
 State = Literal["converged", "converging", "degraded"]
 
@@ -95,7 +93,7 @@ def _backend(service: Service, backend: Backend, standing: Standing, *, takes: b
         reason = belief.reason or "not checked yet"
     elif state == "up" and not takes:
         state, reason = "standby", f"backup = {backend.backup} in the file, and others take connections"
-    elif state == "up" and observed.portions.get(key, 100) < WHOLE:
+    elif state == "up" and observed.portions.get(key, WHOLE) < WHOLE:
         state, reason = "starting", f"{observed.portions[key]} % of its weight"
     override = observed.overrides.get(key)
     if override and override.reason not in reason:

@@ -6,12 +6,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from lbd.core.health import next_step, portion
-from lbd.core.observed import BackendName, Observed, Override
+from lbd.core.observed import WHOLE, BackendName, Observed, Override
 from lbd.core.roster import Row
 from lbd.core.rotation import rotation
 from lbd.core.settings import Config, Service
-
-WHOLE = 100  # per cent
 
 
 def merged(rows: Iterable[Row], observed: Observed, now: float) -> Observed:

@@ -1,6 +1,9 @@
-"""How things are said: counts, lines that are cut, and text from outside that is shown inside ours."""
+"""How things are said: counts, lines that are cut, text from outside shown inside ours, near words."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
 
 # What EPERM means, wherever the kernel says it.
 NEEDS_CAPABILITY = "lbd needs the capability CAP_NET_ADMIN in this network namespace"
@@ -28,3 +31,9 @@ def quote(text: str) -> str:
     """Return `text` in quotes for a message: on one line, and not longer than is of use there."""
     longest = 64
     return f'"{printable(text[:longest])}{"..." if len(text) > longest else ""}"'
+
+
+def did_you_mean(word: str, choices: Sequence[str]) -> str:
+    """Return `; did you mean "x"?`, or nothing when no choice is near. Long words are not compared."""
+    near = get_close_matches(word.lower(), choices, n=1) if len(word) <= 32 else []  # noqa: PLR2004 - above
+    return f'; did you mean "{near[0]}"?' if near else ""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from lbd.core.config import parse
 from lbd.core.health import Belief
 from lbd.core.incidents import Incident
 from lbd.core.memory import (
@@ -29,7 +30,8 @@ from lbd.core.memory import (
 )
 from lbd.core.observed import BackendName
 from lbd.core.overrides import Said
-from lbd.core.source import Source
+from lbd.core.settings import Config
+from lbd.core.source import BadFileError, Source
 from lbd.core.state import Memory
 
 T = TypeVar("T")
@@ -63,6 +65,19 @@ class Store:
     def last_good(self) -> Loaded[tuple[Source, ...] | None]:
         """Return the last configuration that was applied; None when there is none, or none to be trusted."""
         return self._load("last-good.json", decode_sources, None)
+
+    def last_config(self, besides: Sequence[Source] = ()) -> Config | None:
+        """Return what the last configuration says that was applied. None: there is none, or it is `besides`.
+
+        One that another version of lbd has kept, and that is not good to this one, is none.
+        """
+        kept = self.last_good().value
+        if not kept or kept == tuple(besides):
+            return None
+        try:
+            return parse(kept[0], kept[1:])
+        except BadFileError:
+            return None
 
     def save_last_good(self, sources: Sequence[Source]) -> None:
         """Keep the files of a configuration that was applied. Raises StoreError."""

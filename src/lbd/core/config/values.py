@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, ip_address, ip_interface, ip_network
 from types import MappingProxyType
 
 from lbd.core.settings import IP, InterfaceAddress, Network
-from lbd.core.words import quote
+from lbd.core.words import did_you_mean, quote
 
 # How a value of TOML is called in a message.
 KINDS: dict[type, str] = {list: "a list", dict: "a table"}
@@ -30,12 +29,6 @@ _DURATION = re.compile(r"([0-9]{1,9})(ms|s|m|h)")
 # Whole numbers, so that 700 ms are 0.7 s and not a bit more.
 _MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 _PREFIX = re.compile(r"[0-9]{1,3}")
-
-
-def did_you_mean(word: str, choices: Sequence[str]) -> str:
-    """Return `; did you mean "x"?`, or nothing when no choice is near. Long words are not compared."""
-    near = get_close_matches(word.lower(), choices, n=1) if len(word) <= 32 else []  # noqa: PLR2004 - above
-    return f'; did you mean "{near[0]}"?' if near else ""
 
 
 def described(value: object) -> str:

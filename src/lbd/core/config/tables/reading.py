@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lbd.core.config import values
 from lbd.core.config.findings import Finding, Place
 from lbd.core.config.locate import Part
-from lbd.core.words import quote
+from lbd.core.words import did_you_mean, quote
 
 
 class Table(BaseModel):
@@ -74,7 +74,7 @@ def _unknown(model: type[Table], path: tuple[str | int, ...]) -> str:
     if key in model.elsewhere:
         return model.elsewhere[key]
     known = [field.alias or name for name, field in model.model_fields.items()]
-    return f"unknown key {quote(key)}{values.did_you_mean(key, known)}"
+    return f"unknown key {quote(key)}{did_you_mean(key, known)}"
 
 
 def _inner(model: type[Table], key: str) -> type[Table]:
