@@ -113,7 +113,8 @@ def test_slow_targets_cost_nobody_else_anything(lab, tmp_path):
     assert worst < 0.05
     # Other users of the machine may hold it up; who waits for a silent target waits for 1.5 s.
     assert max(overdue) < 0.5
-    assert max(held) - len(before) < SILENT + 60
+    # Beside the silent ones some batches of 64 who answer at once: never all 800 of those.
+    assert max(held) - len(before) < SILENT + 4 * 64
     assert len(descriptors()) == len(before), descriptors() - before
     assert len(said) < 150
 
